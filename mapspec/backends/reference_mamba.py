@@ -1,0 +1,276 @@
+"""A Mamba-2 mixer in plain torch, interchangeable with Megatron-Core's CUDA one.
+
+Same parameter names, shapes, dtypes, tensor-parallel split and checkpoint keys as `megatron.core.ssm.mamba_mixer.MambaMixer`;
+whole-sequence forward only (no inference cache, packed sequences or context parallelism). The state space equations are
+those of the Mamba-2 paper (Dao and Gu 2024, section 6, the chunked SSD form):
+state_t = exp(dt_t A) state_{t-1} + dt_t B_t x_t and y_t = C_t state_t + D x_t, with dt = softplus(raw + dt_bias) and no
+clamp on dt, as Megatron-Core trains.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import megatron.core
+import torch
+from megatron.core.ssm.mamba_mixer import MambaMixerSubmodules, _split_tensor_factory
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import build_module
+from megatron.core.transformer.utils import (
+    ensure_metadata_has_dp_cp_group,
+    make_sharded_tensors_for_checkpoint,
+    sharded_state_dict_default,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["ConvNames", "GatedGroupNorm", "ReferenceMambaMixer", "installed_conv_names", "ssd_scan"]
+
+ConvNames = Literal["underscore", "dotted"]
+
+
+def installed_conv_names() -> ConvNames:
+    """How the installed Megatron-Core names the convolution: direct parameters since 0.19, a child module before."""
+    major, minor = (int(part) for part in megatron.core.__version__.split(".")[:2])
+    return "underscore" if (major, minor) >= (0, 19) else "dotted"
+
+
+def ssd_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int) -> Tensor:
+    """The selective state space scan, in chunks: quadratic inside a chunk, one state handed from chunk to chunk.
+
+    x [batch, s, heads, p], dt [batch, s, heads] (after softplus), a [heads] (negative), b and c [batch, s, groups, n]
+    -> y [batch, s, heads, p] without the D skip. Heads share the b and c of their group.
+    """
+    batch, length, heads, width = x.shape
+    repeat = heads // b.shape[2]
+    b, c = b.repeat_interleave(repeat, dim=2), c.repeat_interleave(repeat, dim=2)
+    state = x.new_zeros(batch, heads, width, b.shape[-1])
+    out = []
+    for start in range(0, length, chunk):
+        now = slice(start, start + chunk)
+        x_, dt_, b_, c_ = x[:, now], dt[:, now], b[:, now], c[:, now]
+        log_decay = (dt_ * a).cumsum(dim=1).transpose(1, 2)  # [batch, heads, t]
+        between = log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)  # decay from step j (last axis) to step i
+        later = torch.ones(between.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        weights = torch.einsum("bihn,bjhn->bhij", c_, b_) * between.masked_fill(later, -math.inf).exp()
+        fed = dt_.unsqueeze(-1) * x_
+        y = torch.einsum("bhij,bjhp->bihp", weights, fed)
+        y = y + torch.einsum("bihn,bhpn,bhi->bihp", c_, state, log_decay.exp())
+        out.append(y)
+        last = log_decay[..., -1:]
+        new = torch.einsum("bhj,bjhn,bjhp->bhpn", (last - log_decay).exp(), b_, fed)
+        state = state * last.exp().unsqueeze(-1) + new
+    return torch.cat(out, dim=1)
+
+
+class GatedGroupNorm(nn.Module):
+    """RMSNorm over groups of channels of y * silu(z); `weight` [channels of this rank], split over TP."""
+
+    def __init__(self, size: int, group_size: int, eps: float, dtype: torch.dtype, tp_group: Any) -> None:
+        super().__init__()
+        self.group_size, self.eps, self.tp_group = group_size, eps, tp_group
+        self.weight = nn.Parameter(torch.ones(size, dtype=dtype))
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """[..., size] each -> [..., size]."""
+        gated = y.float() * functional.silu(z.float())
+        grouped = gated.unflatten(-1, (-1, self.group_size))
+        scale = torch.rsqrt(grouped.square().mean(dim=-1, keepdim=True) + self.eps)
+        return ((grouped * scale).flatten(-2) * self.weight.float()).to(z.dtype)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
+    ) -> Any:
+        """One tensor [d_inner], split over TP on dim 0."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],
+        )
+
+
+class ReferenceMambaMixer(MegatronModule):  # type: ignore[misc]
+    """Mamba-2 mixer: `in_proj`, `conv1d_weight`/`conv1d_bias`, `dt_bias`, `A_log`, `D`, `norm`, `out_proj`.
+
+    Local shapes, with d = heads * head_dim and g = groups * state, each over TP: in_proj [2d + 2g + heads, hidden] in
+    the order z, x, B, C, dt; convolution [d + 2g, 1, 4]; dt_bias, A_log, D [heads]; norm [d]; out_proj [hidden, d].
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        submodules: MambaMixerSubmodules,
+        d_model: int,
+        d_conv: int = 4,
+        chunk_size: int = 128,
+        layer_number: int | None = None,
+        pg_collection: Any = None,
+        pp_layer_offset: int = 0,
+        conv_names: ConvNames | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(config)
+        assert pg_collection is not None, "the mixer needs its process groups"
+        if pg_collection.cp.size() != 1:
+            raise NotImplementedError("the reference Mamba mixer does not split the sequence (context parallel)")
+        self.layer_number, self.chunk_size, self.tp_group = layer_number, chunk_size, pg_collection.tp
+        self.conv_names: ConvNames = conv_names or installed_conv_names()
+        tp = pg_collection.tp.size()
+        head_dim, groups, state = config.mamba_head_dim, config.mamba_num_groups, config.mamba_state_dim
+        heads = config.mamba_num_heads or 2 * d_model // head_dim
+        assert heads % tp == 0, (heads, tp)
+        assert groups % tp == 0, (groups, tp)
+        assert heads % groups == 0, (heads, groups)
+        self.head_dim, self.state = head_dim, state
+        self.heads, self.groups = heads // tp, groups // tp
+        self.inner, self.group_width = self.heads * head_dim, self.groups * state
+
+        self.in_proj = build_module(
+            submodules.in_proj,
+            d_model,
+            2 * heads * head_dim + 2 * groups * state + heads,
+            config=config,
+            init_method=config.init_method,
+            gather_output=False,
+            bias=False,
+            skip_bias_add=False,
+            is_expert=False,
+            tp_comm_buffer_name="fc1",
+            tp_group=pg_collection.tp,
+            name=f"{name}.in_proj" if name is not None else None,
+        )
+        self.in_proj.weight.partition_sizes = [width for width in self._in_proj_parts().values()]
+        self._add_convolution(self.inner + 2 * self.group_width, d_conv, config.params_dtype)
+        # Step sizes are drawn between 1e-3 and 0.1 on a log scale, and stored before the softplus.
+        step = torch.exp(torch.rand(self.heads) * math.log(100.0) + math.log(1e-3)).clamp(min=1e-4)
+        self.dt_bias = nn.Parameter((step + torch.log(-torch.expm1(-step))).to(config.params_dtype))
+        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1.0, 16.0).log())  # kept in fp32, as is D
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.norm = GatedGroupNorm(
+            self.inner, self.inner // self.groups, 1e-5, config.params_dtype, pg_collection.tp
+        )
+        for parameter in (self.dt_bias, self.A_log, self.D, self.norm.weight):
+            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+            parameter.partition_dim = 0  # type: ignore[attr-defined]
+        self.out_proj = build_module(
+            submodules.out_proj,
+            heads * head_dim,
+            d_model,
+            config=config,
+            init_method=config.output_layer_init_method,
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            is_expert=False,
+            tp_comm_buffer_name="fc2",
+            tp_group=pg_collection.tp,
+            name=f"{name}.out_proj" if name is not None else None,
+        )
+
+    def _in_proj_parts(self) -> dict[str, int]:
+        """Local row counts of in_proj, in order."""
+        return {"z": self.inner, **self._conv_parts(), "dt": self.heads}
+
+    def _conv_parts(self) -> dict[str, int]:
+        """Local row counts of the convolution, in order."""
+        return {"x": self.inner, "B": self.group_width, "C": self.group_width}
+
+    def _add_convolution(self, channels: int, width: int, dtype: torch.dtype) -> None:
+        conv = nn.Conv1d(channels, channels, width, groups=channels, padding=width - 1, dtype=dtype)
+        assert conv.bias is not None
+        if self.conv_names == "underscore":
+            self.conv1d_weight, self.conv1d_bias = conv.weight, conv.bias
+        else:
+            self.conv1d = conv
+        for parameter in (conv.weight, conv.bias):
+            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+            parameter.partition_dim = 0  # type: ignore[attr-defined]
+            parameter.partition_sizes = list(self._conv_parts().values())  # type: ignore[attr-defined]
+
+    @property
+    def convolution(self) -> tuple[Tensor, Tensor]:
+        """Weight [channels, 1, width] and bias [channels], whatever they are called."""
+        if self.conv_names == "underscore":
+            return self.conv1d_weight, self.conv1d_bias
+        assert self.conv1d.bias is not None
+        return self.conv1d.weight, self.conv1d.bias
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        inference_context: Any = None,
+        *,
+        inference_params: Any = None,
+        packed_seq_params: Any = None,
+    ) -> Any:
+        """[s, batch, hidden] -> ([s, batch, hidden], None)."""
+        if inference_context is not None or inference_params is not None or packed_seq_params is not None:
+            raise NotImplementedError("the reference Mamba mixer runs whole, unpacked sequences only")
+        projected, _ = self.in_proj(hidden_states)
+        z, xbc, dt = projected.transpose(0, 1).split(
+            [self.inner, self.inner + 2 * self.group_width, self.heads], dim=-1
+        )
+        length = xbc.shape[1]
+        weight, bias = self.convolution
+        mixed = functional.conv1d(
+            xbc.transpose(1, 2), weight, bias, padding=weight.shape[-1] - 1, groups=weight.shape[0]
+        )[..., :length]  # padded on both sides: the first outputs see only the past
+        x, b, c = (
+            functional.silu(mixed).transpose(1, 2).float().split(list(self._conv_parts().values()), dim=-1)
+        )
+        x = x.unflatten(-1, (self.heads, self.head_dim))
+        y = ssd_scan(
+            x,
+            functional.softplus(dt.float() + self.dt_bias.float()),
+            -self.A_log.float().exp(),
+            b.unflatten(-1, (self.groups, self.state)),
+            c.unflatten(-1, (self.groups, self.state)),
+            self.chunk_size,
+        )
+        y = (y + self.D.float().unsqueeze(-1) * x).flatten(-2).to(z.dtype)
+        return self.out_proj(self.norm(y, z).transpose(0, 1).contiguous())
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """As Megatron-Core stores it: in_proj in five tensors, the convolution in three under its dotted name."""
+        metadata = ensure_metadata_has_dp_cp_group(metadata)
+        own: dict[str, Any] = {}
+        self._save_to_state_dict(own, "", keep_vars=True)
+        conv = ("conv1d_weight", "conv1d_bias")
+        result: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+            own,
+            prefix,
+            {"A_log": 0, "dt_bias": 0, "D": 0, **dict.fromkeys(conv, 0)},
+            sharded_offsets=sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
+        for name, module in self.named_children():
+            if name == "conv1d":
+                conv = ("conv1d.weight", "conv1d.bias")
+                child = make_sharded_tensors_for_checkpoint(
+                    module.state_dict(prefix="", keep_vars=True),
+                    f"{prefix}conv1d.",
+                    {"weight": 0, "bias": 0},
+                    sharded_offsets,
+                    tp_group=self.tp_group,
+                    dp_cp_group=metadata["dp_cp_group"],
+                )
+            else:
+                child = sharded_state_dict_default(
+                    module, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=self.tp_group
+                )
+            result.update(child)
+        parts = self._conv_parts()
+        for name in conv:
+            result[f"{prefix}{name}"].key = f"{prefix}{name.replace('_', '.')}"
+        for name, pieces in (("in_proj.weight", self._in_proj_parts()), *((name, parts) for name in conv)):
+            result[f"{prefix}{name}"] = _split_tensor_factory(
+                result[f"{prefix}{name}"], list(pieces.values()), list(pieces), 0
+            )
+        return result
