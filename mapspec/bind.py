@@ -1,0 +1,418 @@
+"""Linked spec + one HF config -> bound rules: every size a number, every condition decided, every choice made."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mapspec.arrange import parse_arrangement, unroll
+from mapspec.axes import BoundAxis, Position, bind_axes
+from mapspec.diagnostics import Diagnostic, Note, Span, nearest
+from mapspec.errors import SpecError
+from mapspec.expr import Expr, ExprError, MissingKeyError, parse_expr
+from mapspec.link import Linked, Scope
+from mapspec.names import Pattern, join, parse_name
+from mapspec.schema import v1
+from mapspec.tensors import DTYPES
+
+__all__ = ["Bound", "BoundDim", "BoundObjects", "BoundRule", "BoundScope", "Choices", "Side", "bind"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a user decides beyond the config.
+
+    Attributes:
+        flavours: flavour -> choice; the rest follow the Megatron-Core version.
+        megatron_version: (major, minor) of the Megatron-Core that reads or wrote the checkpoint.
+        padded_vocab_size: rows of the vocabulary on the Megatron side; `None` for no padding.
+    """
+
+    flavours: Mapping[str, str] = field(default_factory=dict)
+    megatron_version: tuple[int, int] = (0, 19)
+    padded_vocab_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BoundDim:
+    """A dimension with its size. `order` lists the segments as they lie on the Megatron side, `("",)` if not fused."""
+
+    name: str
+    size: int
+    sizes: Mapping[str, int]
+    order: tuple[str, ...]
+    split: str | None = None
+    split_by: str = "whole"
+    stored_by: str = "whole"
+    padded: int | None = None
+
+    @property
+    def fused(self) -> bool:
+        """Whether the dimension is made of segments."""
+        return self.order != ("",)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One name of a rule on one side, and the segments that its tensor holds (all of them where `None`)."""
+
+    pattern: Pattern
+    segment: str | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class BoundRule:
+    """A rule at its mount. Names are full patterns; `positions` are the values of their holes."""
+
+    key: str
+    span: Span
+    scope: str
+    mount: str
+    block: str
+    megatron: Side
+    hf: tuple[Side, ...]
+    stored: Side
+    dims: tuple[BoundDim, ...] | None
+    role: v1.Role
+    role_name: str
+    dtype: str
+    axes: Mapping[str, BoundAxis]
+    positions: tuple[Position, ...]
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BoundObjects:
+    """Byte objects at their mount: full name patterns, and the axis that numbers them."""
+
+    names: tuple[Pattern, ...]
+    each: BoundAxis | None
+    positions: tuple[Position, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A spec bound to a config."""
+
+    linked: Linked
+    config: Mapping[str, Any]
+    choices: Choices
+    flavours: Mapping[str, str]
+    rules: tuple[BoundRule, ...]
+    objects: tuple[BoundObjects, ...]
+    ties: tuple[tuple[Pattern, Pattern, Span], ...]
+    passthrough: tuple[tuple[Pattern, str, Span], ...]
+    ignore_hf: tuple[tuple[Pattern, str, Span], ...]
+    ignore_megatron: tuple[tuple[Pattern, str, Span], ...]
+
+
+def bind(linked: Linked, config: Mapping[str, Any], choices: Choices | None = None) -> Bound:
+    """Decide everything that depends on the config.
+
+    Args:
+        linked: the spec.
+        config: contents of config.json.
+        choices: the user's decisions.
+
+    Raises:
+        SpecError: keys that the config lacks (MS401), values that do not fit (MS402 to MS407), collected.
+    """
+    choices = choices or Choices()
+    flavours = choose_flavours(linked, choices)
+    found: list[Diagnostic] = []
+    scopes = [BoundScope(scope, config, flavours, choices, found) for scope in linked.scopes]
+    by_id = {scope.scope.id: scope for scope in scopes}
+    live = [s for s in scopes if all(by_id[p.id].holds(e, span) for p, e, span in s.scope.conditions)]
+    rules = [rule for scope in live for rule in scope.rules()]
+    objects = [o for scope in live for o in scope.objects()]
+    ties = tuple(tie for scope in live for tie in scope.ties())
+    sections = ("passthrough", "ignore_hf", "ignore_megatron")
+    listed = {name: tuple(x for scope in live for x in scope.listed(name)) for name in sections}
+    if found:
+        raise SpecError(sorted(set(found), key=Diagnostic.sort_key))
+    return Bound(linked, config, choices, flavours, tuple(rules), tuple(objects), ties, **listed)
+
+
+def choose_flavours(linked: Linked, choices: Choices) -> dict[str, str]:
+    """The choice of every flavour: the user's, else the default of the Megatron-Core version.
+
+    Raises:
+        SpecError: MS407 for a flavour or choice that does not exist.
+    """
+    declared = linked.flavours()
+    found = []
+    for name, choice in choices.flavours.items():
+        if name not in declared:
+            help_ = f"there are: {', '.join(sorted(declared)) or 'none'}"
+            message = f"`{linked.name}` has no flavour `{name}`"
+            hint = nearest(name, declared)
+            found.append(Diagnostic("MS407", message, where=f"--flavour {name}={choice}", hint=hint, help=help_))
+        elif choice not in declared[name].choices:
+            help_ = f"there are: {', '.join(declared[name].choices)}"
+            message = f"flavour `{name}` has no choice `{choice}`"
+            hint = nearest(choice, declared[name].choices)
+            found.append(Diagnostic("MS407", message, where=f"--flavour {name}={choice}", hint=hint, help=help_))
+    if found:
+        raise SpecError(found)
+    out = {}
+    for name, flavour in declared.items():
+        older = [
+            (version, choice)
+            for text, choice in flavour.before.items()
+            if choices.megatron_version < (version := tuple(int(part) for part in text.split(".")))
+        ]
+        out[name] = choices.flavours.get(name) or (min(older)[1] if older else flavour.default)
+    return out
+
+
+class BoundScope:
+    """Computes the names of one scope on demand, each once, and collects what cannot be computed."""
+
+    def __init__(
+        self, scope: Scope, config: Mapping[str, Any], flavours: Mapping[str, str], choices: Choices,
+        found: list[Diagnostic],
+    ) -> None:  # fmt: skip
+        self.scope = scope
+        self.spec = scope.spec
+        self.flavours = flavours
+        self.active = frozenset(flavours.values())
+        self.choices = choices
+        self.found = found
+        self.hf = _part(config, scope.config)
+        self.values: dict[str, Any] = {}
+        self.running: list[str] = []
+        self.axes: dict[str, BoundAxis] = bind_axes(self)
+        self.dims: dict[str, BoundDim | None] = {}
+
+    # --- values ------------------------------------------------------------------------------------------------
+
+    def lookup(self, name: str) -> Any:
+        """The value of a name of this scope."""
+        if name in self.flavours:
+            return self.flavours[name]
+        if name not in self.values:
+            if name in self.running:
+                ring = " -> ".join([*self.running[self.running.index(name) :], name])
+                raise ExprError(f"it is computed from itself: {ring}")
+            self.running.append(name)
+            try:
+                self.values[name] = self.compute(name)
+            finally:
+                self.running.pop()
+        return self.values[name]
+
+    def compute(self, name: str) -> Any:
+        spec = self.spec
+        if name in spec.values:
+            return parse_expr(spec.values[name])(self.hf, self.lookup)
+        if name in spec.axes:
+            if name not in self.axes:
+                raise ExprError(f"the size of axis `{name}` is needed before it is known; use a value instead")
+            return self.axes[name].size
+        dim = spec.dims[name]
+        if dim.size is not None:
+            return parse_expr(dim.size)(self.hf, self.lookup)
+        order = self.order(dim)
+        sizes = {s: parse_expr(text)(self.hf, self.lookup) for s, text in (dim.segments or {}).items()}
+        return sum(sizes[s] for s in order)
+
+    def order(self, dim: v1.Dim) -> tuple[str, ...]:
+        if dim.segments is None:
+            return ("",)
+        return unroll(parse_arrangement(dim.order or " ".join(dim.segments)), self.lookup)
+
+    def evaluate(self, text: str, span: Span, *, what: str = "value") -> Any:
+        """The value of an expression, or `None` with a finding where it cannot be computed."""
+        try:
+            return parse_expr(text)(self.hf, self.lookup)
+        except MissingKeyError as error:
+            key = ".".join((*self.scope.config, error.key))
+            help_ = f"add it to config.json, or wrap it in the spec: default(hf.{error.key}, ...)"
+            hint = nearest(error.key, [str(k) for k in self.hf])
+            self.report("MS401", f"the config has no `{key}`, which `{text}` needs", span, hint=hint, help=help_)
+        except ExprError as error:
+            self.report("MS402", f"this {what} cannot be computed: {error}", span)
+        return None
+
+    def report(self, code: str, message: str, span: Span, *, hint: str | None = None, help: str | None = None) -> None:
+        notes = tuple(Note("included here", at) for at in self.scope.chain)
+        self.found.append(Diagnostic(code, message, span, hint=hint, help=help, notes=notes))
+
+    def holds(self, expr: Expr | str | None, span: Span) -> bool:
+        """Whether a condition holds; no condition always does."""
+        if expr is None:
+            return True
+        text = expr.text if isinstance(expr, Expr) else expr
+        return bool(self.evaluate(text, span, what="condition"))
+
+    def dim(self, name: str, span: Span) -> BoundDim | None:
+        """A dimension with its numbers; `None` with a finding where it has none."""
+        if name.isdigit():
+            return BoundDim(name, int(name), {"": int(name)}, ("",))
+        if name not in self.dims:
+            self.dims[name] = self.bind_dim(name, self.spec.dims[name])
+        return self.dims[name]
+
+    def bind_dim(self, name: str, dim: v1.Dim) -> BoundDim | None:
+        span = self.scope.span("dims", name)
+        size = self.evaluate(name, span, what="size")
+        if size is None:
+            return None
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            self.report("MS402", f"dim `{name}` is {size!r}, not a number of elements", span)
+            return None
+        padded = None
+        if dim.pad is not None and self.choices.padded_vocab_size is not None:
+            padded = self.choices.padded_vocab_size
+            if padded < size:
+                message = f"the padded vocabulary of {padded} is smaller than the vocabulary of {size}"
+                self.report("MS406", message, span)
+        if dim.segments is None:
+            return BoundDim(name, size, {"": size}, ("",), dim.split, padded=padded)
+        sizes = {s: parse_expr(text)(self.hf, self.lookup) for s, text in dim.segments.items()}
+        return BoundDim(name, size, sizes, self.order(dim), dim.split, dim.split_by, dim.stored_by)
+
+    # --- rules -------------------------------------------------------------------------------------------------
+
+    def mounts(self) -> Iterator[tuple[str, v1.Mount, Pattern, Pattern]]:
+        """Live mounts with their prefixes on both sides."""
+        for name, mount in self.spec.mounts.items():
+            if not self.holds(mount.when, self.scope.span("mounts", name, "when")):
+                continue
+            moved = self.scope.remount.get(name, (None, None))
+            spelled = [s for choice, s in mount.flavours.items() if choice in self.active]
+            sides = []
+            for i, side in enumerate(("megatron", "hf")):
+                text = next((t for s in spelled if (t := getattr(s, side)) is not None), getattr(mount, side))
+                outer = moved[i] if moved[i] is not None else getattr(self.scope, side)
+                sides.append(join(outer, _named(text, mount.wildcards)))
+            yield name, mount, sides[0], sides[1]
+
+    def placed(self) -> Iterator[tuple[str, str, v1.Block, Pattern, Pattern, tuple[Position, ...]]]:
+        """(mount, block name, block, prefixes, positions) of every live block at every live mount."""
+        for name, mount, megatron, hf in self.mounts():
+            positions = self.positions(name, mount, megatron, hf)
+            for block_name, block in self.spec.blocks.items():
+                if mount.kinds_of is not None:
+                    kinds = {k for k, kind in self.spec.kinds.items() if block_name in kind.blocks}
+                    axis = self.axes[mount.kinds_of]
+                    here = tuple(p for p in positions if axis.kinds[p[mount.kinds_of]] in kinds)
+                else:
+                    here = positions if block_name in mount.blocks else ()
+                if here and self.holds(block.when, self.scope.span("blocks", block_name, "when")):
+                    yield name, block_name, block, megatron, hf, here
+
+    def positions(self, name: str, mount: v1.Mount, megatron: Pattern, hf: Pattern) -> tuple[Position, ...]:
+        """The values of all axes of a mount, position by position."""
+        used = dict.fromkeys((*megatron.holes, *hf.holes))
+        raveled = {a: self.axes[a].ravel for a in used if self.axes[a].ravel is not None}
+        base = list(dict.fromkeys(b for a in used for b in (raveled.get(a) or (a,))))
+        if mount.kinds_of is not None and mount.kinds_of not in base:
+            base.append(mount.kinds_of)
+        ranges: list[Sequence[int]] = []
+        for axis in base:
+            size = self.axes[axis].size
+            at = mount.pin.get(axis)
+            if at is None:
+                ranges.append(range(size))
+            else:
+                fixed = 0 if at == "first" else size - 1 if at == "last" else int(at)
+                ranges.append((fixed,) if 0 <= fixed < size else ())
+        out = []
+        for values in itertools.product(*ranges):
+            position = dict(zip(base, values, strict=True))
+            for axis, pair in raveled.items():
+                assert pair is not None
+                position[axis] = position[pair[0]] * self.axes[pair[1]].size + position[pair[1]]
+            out.append(position)
+        return tuple(out)
+
+    def rules(self) -> Iterator[BoundRule]:
+        for mount, block_name, block, megatron, hf, positions in self.placed():
+            for key, rule in block.tensors.items():
+                path = ("blocks", block_name, "tensors", key)
+                if self.holds(rule.when, self.scope.span(*path, "when")):
+                    bound = self.rule(mount, block_name, block, key, rule, megatron, hf, positions)
+                    if bound is not None:
+                        yield bound
+
+    def rule(
+        self, mount: str, block_name: str, block: v1.Block, key: str, rule: v1.Rule,
+        megatron: Pattern, hf: Pattern, positions: tuple[Position, ...],
+    ) -> BoundRule | None:  # fmt: skip
+        path = ("blocks", block_name, "tensors", key)
+        spelled = [s for choice, s in rule.flavours.items() if choice in self.active]
+        name = next((s.megatron for s in spelled if s.megatron is not None), key)
+        hf_names = next((s.hf for s in spelled if s.hf is not None), rule.hf)
+        stored = next((s.stored for s in spelled if s.stored is not None), rule.stored) or name
+        span = self.scope.span(*path, of_key=True)
+        sides = {None: hf_names} if isinstance(hf_names, str) else dict(hf_names)
+        hf_side = tuple(
+            Side(
+                join(hf, _named(text, block.wildcards)), segment, self.scope.span(*path, "hf", *filter(None, [segment]))
+            )
+            for segment, text in sides.items()
+        )
+        megatron_side = Side(join(megatron, _named(name, block.wildcards)), None, span)
+        stored_side = Side(join(megatron, _named(stored, block.wildcards)), None, span)
+        dims: list[BoundDim] | None = None
+        if rule.shape is not None:
+            dims = []
+            for i, dim_name in enumerate(rule.shape):
+                dim = self.dim(dim_name, self.scope.span(*path, "shape", i))
+                if dim is None:
+                    return None
+                dims.append(dim)
+        role = self.spec.roles[rule.role]
+        dtype = self.evaluate(role.dtype, self.scope.span("roles", rule.role, "dtype"), what="dtype")
+        if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+            self.report("MS402", f"`{dtype}` is no dtype", self.scope.span("roles", rule.role, "dtype"))
+        own = dict.fromkeys(
+            h for side in (megatron_side, stored_side, *hf_side) for h in side.pattern.holes if h not in positions[0]
+        )
+        if own:
+            ranges = [range(self.axes[a].size) for a in own]
+            inner = [dict(zip(own, values, strict=True)) for values in itertools.product(*ranges)]
+            positions = tuple({**position, **more} for position in positions for more in inner)
+        return BoundRule(
+            key, span, self.scope.id, mount, block_name, megatron_side, hf_side, stored_side,
+            None if dims is None else tuple(dims), role, rule.role, str(dtype).removeprefix("torch."),
+            self.axes, positions, rule.note,
+        )  # fmt: skip
+
+    def objects(self) -> Iterator[BoundObjects]:
+        for _, block_name, block, megatron, _, positions in self.placed():
+            for i, objects in enumerate(block.objects):
+                if self.holds(objects.when, self.scope.span("blocks", block_name, "objects", i, "when")):
+                    names = tuple(join(megatron, parse_name(text)) for text in objects.names)
+                    each = None if objects.each is None else self.axes[objects.each]
+                    yield BoundObjects(names, each, positions)
+
+    def ties(self) -> Iterator[tuple[Pattern, Pattern, Span]]:
+        for name, tie in self.spec.tied.items():
+            if self.holds(tie.when, self.scope.span("tied", name, "when")):
+                prefix = self.scope.megatron
+                span = self.scope.span("tied", name, of_key=True)
+                yield join(prefix, parse_name(name)), join(prefix, parse_name(tie.to)), span
+
+    def listed(self, section: str) -> Iterator[tuple[Pattern, str, Span]]:
+        prefix = self.scope.megatron if section == "ignore_megatron" else self.scope.hf
+        for name, reason in getattr(self.spec, section).items():
+            yield join(prefix, parse_name(name)), reason, self.scope.span(section, name, of_key=True)
+
+
+def _named(text: str, wildcards: Sequence[str]) -> Pattern:
+    """The pattern with its `*` named after the axes that they stand for."""
+    pattern = parse_name(text)
+    unnamed = [hole for hole in pattern.holes if hole.startswith("_")]
+    return pattern.rename(dict(zip(unnamed, wildcards, strict=False)))
+
+
+def _part(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    here: Any = config
+    for key in path:
+        here = here.get(key) if isinstance(here, Mapping) else None
+    return here if isinstance(here, Mapping) else {}

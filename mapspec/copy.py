@@ -1,0 +1,181 @@
+"""Executing a copy plan: every byte of the destination is written once, from source bytes that are read in long runs.
+
+No tensor is ever in memory as a whole. A few workers each own one destination file at a time and fill it in the order
+of its bytes through a buffer of 1 MiB; more files than workers wait in a queue, the largest first. Which bytes go where
+has been decided before (`mapspec.fill`, `mapspec.io.layout`); how a fill is read is in `mapspec.copying`.
+
+All bytes of a chunk pass in ascending order through `Worker`, in `_run` or in `_gather`; a digest per destination chunk
+belongs there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapspec.copying.compare import first_difference, read_tensor
+from mapspec.copying.worker import Job, Stopped, Worker, write_problem
+from mapspec.diagnostics import Diagnostic
+from mapspec.errors import ConvertError
+from mapspec.fill import Fill
+from mapspec.io.layout import Layout
+from mapspec.progress import NoProgress, Progress
+
+__all__ = ["CopyReport", "execute", "first_difference", "read_tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """What was done: data files, destination tensors, bytes written to data files, wall time, workers."""
+
+    files: int
+    tensors: int
+    nbytes: int
+    seconds: float
+    threads: int
+
+
+def execute(
+    fills: Sequence[Fill],
+    layout: Layout,
+    *,
+    source_root: Path,
+    target_root: Path,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    fsync: bool = True,
+) -> CopyReport:
+    """Write the files of `layout`.
+
+    Args:
+        fills: one for each chunk in `layout.tensors`, in any order.
+        layout: what to write. None of its files may exist yet.
+        source_root: folder to which the chunks of the parts' sources are relative.
+        target_root: an existing folder, usually one that `mapspec.publish` has made.
+        threads: workers; by default one per usable core. Never more than files.
+        progress: told after every write.
+        fsync: whether everything shall be on disk on return.
+
+    Raises:
+        ConvertError: no room (MS701, MS702), a source that cannot be read (MS703) or has holes (MS706), a destination
+            that cannot be written (MS704). The first failure stops all workers; files written so far stay.
+    """
+    began = time.monotonic()
+    jobs = deque(_jobs(fills, layout))
+    total = sum(layout.file_sizes.values())
+    _check_room(target_root, total + sum(map(len, layout.small_files.values())))
+    count = max(1, min(threads or len(os.sched_getaffinity(0)), len(jobs)))
+    crew = _Crew(jobs, progress or NoProgress(), source_root, target_root, count, fsync)
+    crew.run(total)
+    for name, data in layout.small_files.items():
+        _write_small(target_root / name, data, fsync)
+    return CopyReport(len(layout.file_sizes), len(layout.tensors), total, time.monotonic() - began, count)
+
+
+class _Crew:
+    """The workers of one copy, and what they share: the queue, the progress, the first failure."""
+
+    def __init__(
+        self, jobs: deque[Job], progress: Progress, source_root: Path, target_root: Path, count: int, fsync: bool
+    ) -> None:
+        self._jobs, self._progress, self._count = jobs, progress, count
+        self._source_root, self._target_root, self._fsync = source_root, target_root, fsync
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+
+    def run(self, total: int) -> None:
+        threads = [threading.Thread(target=self._work, name=f"mapspec-copy-{n}") for n in range(self._count)]
+        self._progress.start(total)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            # An interrupt arrives here, in the main thread: the workers end after their current block.
+            self._stop.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            self._progress.finish()
+        if self._failure is not None:
+            raise self._failure
+
+    def _work(self) -> None:
+        worker = Worker(self._source_root, self._target_root, sharers=self._count, fsync=self._fsync, wrote=self._wrote)
+        try:
+            while not self._stop.is_set():
+                try:
+                    job = self._jobs.popleft()
+                except IndexError:
+                    return
+                worker.write(job)
+        except Stopped:
+            return
+        except BaseException as error:
+            with self._lock:
+                self._failure = self._failure or error
+            self._stop.set()
+        finally:
+            worker.close()
+
+    def _wrote(self, file: str, nbytes: int) -> None:
+        if self._stop.is_set():
+            raise Stopped
+        with self._lock:
+            self._progress.advance(nbytes, file)
+
+
+def _jobs(fills: Sequence[Fill], layout: Layout) -> list[Job]:
+    """One job per file, largest first. Checks that the fills are those of the layout, no fewer and no more."""
+    by_file: dict[str, list[Fill]] = {file: [] for file in layout.file_sizes}
+    wanted = {(chunk.file, chunk.offset, name) for name, t in layout.tensors.items() for chunk in t.chunks}
+    given = set()
+    for fill in fills:
+        by_file[fill.chunk.file].append(fill)
+        given.add((fill.chunk.file, fill.chunk.offset, fill.tensor.name))
+    if given != wanted or len(fills) != len(given):
+        odd = sorted(given ^ wanted)
+        raise AssertionError(f"fills and layout disagree about {odd[0] if odd else 'a chunk that is filled twice'}")
+    return [
+        Job(
+            file,
+            size,
+            tuple(sorted(layout.framing.get(file, ()), key=lambda framing: framing.offset)),
+            tuple(sorted(by_file[file], key=lambda fill: (fill.chunk.offset, fill.chunk.nbytes))),
+        )
+        for file, size in sorted(layout.file_sizes.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def _check_room(target_root: Path, needed: int) -> None:
+    free = shutil.disk_usage(target_root).free
+    if free < needed:
+        raise ConvertError(
+            Diagnostic(
+                "MS701",
+                f"the checkpoint needs {needed / 1e9:.1f} GB, the destination's disk has {free / 1e9:.1f} GB left",
+                where=str(target_root),
+                help="free some space or choose another destination; folders named `.*.mapspec-partial-*` beside it "
+                "are left over from conversions that were killed and can go",
+            )
+        )
+
+
+def _write_small(path: Path, data: bytes, fsync: bool) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            if fsync:
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise ConvertError(write_problem(error, path)) from error

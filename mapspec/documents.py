@@ -1,0 +1,186 @@
+"""Find spec files, read them, and apply `extends`: text in, one validated document with spans out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from mapspec.diagnostics import Diagnostic, Note, Span, nearest
+from mapspec.errors import SpecError
+from mapspec.schema import v1, validate
+from mapspec.text import Path_, Tree, read_yaml
+
+__all__ = ["Document", "available", "bundled_folder", "find_spec", "merge", "read_document"]
+
+
+@dataclass(frozen=True)
+class Document[M: BaseModel]:
+    """A spec after `extends`: the model, and the tree that knows where everything stands."""
+
+    path: Path
+    tree: Tree
+    model: M
+    parents: tuple[Path, ...] = ()
+
+
+@cache
+def bundled_folder(kind: str) -> Path:
+    """The folder of the specs that ship with mapspec: `mappings` or `providers`."""
+    here = Path(__file__).resolve().parent
+    installed = here / "_specs" / kind
+    return installed if installed.is_dir() else here.parent / kind
+
+
+def search_path(kind: str) -> list[Path]:
+    """Folders in which specs are looked up by name: `MAPSPEC_PATH` first, then the bundled ones."""
+    own = [Path(p) for p in os.environ.get("MAPSPEC_PATH", "").split(os.pathsep) if p]
+    bundled = bundled_folder(kind)
+    return [*own, *(p / kind for p in own), bundled, bundled / "fragments"]
+
+
+def available(kind: str) -> dict[str, Path]:
+    """Name -> file of every spec that can be found by name; the first folder of the search path wins."""
+    found: dict[str, Path] = {}
+    for folder in search_path(kind):
+        if folder.is_dir():
+            for path in sorted(folder.glob("*.yaml")):
+                found.setdefault(path.stem, path)
+    return found
+
+
+def find_spec(name: str, kind: str = "mappings", *, near: Path | None = None, span: Span | None = None) -> Path:
+    """The file of a spec given by path or by name.
+
+    Args:
+        name: `path/to/file.yaml`, or a name that `available` lists.
+        near: folder that relative paths and plain names are tried in first (that of the including file).
+        span: where the name was written, for the message.
+
+    Raises:
+        SpecError: MS301, with what exists.
+    """
+    candidates = [Path(name)] if name.endswith((".yaml", ".yml")) else []
+    if near is not None:
+        candidates = [near / name, near / f"{name}.yaml", *candidates]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = available(kind)
+    if name in known:
+        return known[name]
+    help_ = f"there are: {', '.join(sorted(known))}; own specs are found by path or in the folders of MAPSPEC_PATH"
+    where = None if span else name
+    raise SpecError(
+        Diagnostic("MS301", f"there is no spec `{name}`", span, where, hint=nearest(name, known), help=help_)
+    )
+
+
+def read_document[M: BaseModel](path: Path, model: type[M]) -> Document[M]:
+    """Read the spec at `path`, merged onto what it extends.
+
+    Raises:
+        SpecError: any mistake of text, schema or `extends`.
+    """
+    tree, parents = _read(path, ())
+    return Document(path, tree, validate(tree, model), parents)
+
+
+def read_mapping(path: Path) -> Document[v1.Mapping]:
+    """Read a parameter-mapping spec."""
+    return read_document(path, v1.Mapping)
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Tree, tuple[Path, ...]]:
+    tree = read_yaml(path)
+    wanted = tree.data.get("extends")
+    if not isinstance(wanted, str):
+        return tree, ()
+    span = tree.span(("extends",))
+    name, _, major = wanted.partition("@")
+    if not major.isdigit():
+        message = f"`extends: {wanted}` does not pin a version"
+        raise SpecError(Diagnostic("MS305", message, span, help="write the major version too, for example `name@1`"))
+    kind = "providers" if tree.data.get("kind") == "Provider" else "mappings"
+    parent_path = find_spec(name, kind, near=path.parent, span=span)
+    if parent_path.resolve() in {p.resolve() for p in (*chain, path)}:
+        ring = " -> ".join(str(p) for p in (*chain, path, parent_path))
+        raise SpecError(Diagnostic("MS302", f"`extends` runs in a circle: {ring}", span))
+    parent, ancestors = _read(parent_path, (*chain, path))
+    check_major(parent, major, wanted, span)
+    return merge(parent, tree), (parent_path, *ancestors)
+
+
+def check_major(tree: Tree, major: str, wanted: str, span: Span) -> None:
+    """Raise MS306 unless the document's version has that major part."""
+    metadata = tree.data.get("metadata")
+    version = str(metadata.get("version", "")) if isinstance(metadata, dict) else ""
+    if version.split(".")[0] != major:
+        note = Note(f"its version is {version or 'not given'}", tree.span(("metadata", "version")))
+        help_ = "read the changelog of that mapping, adapt this file, then change the number here"
+        message = f"`{wanted}` asks for another major version"
+        raise SpecError(Diagnostic("MS306", message, span, notes=(note,), help=help_))
+
+
+# Not inherited: a variant is its own mapping, with its own name, version and architectures.
+_OWN_KEYS = ("apiVersion", "kind", "metadata", "extends")
+
+
+def merge(parent: Tree, child: Tree) -> Tree:
+    """The parent's document with the child's changes: by key, the child wins, `null` removes, lists are replaced.
+
+    Raises:
+        SpecError: MS303 for every `null` that removes nothing.
+    """
+    merged = _Merge(parent, child)
+    data = {key: value for key, value in parent.data.items() if key not in _OWN_KEYS}
+    for key in _OWN_KEYS:
+        merged.drop((key,))
+    merged.into(data, child.data, ())
+    if merged.found:
+        raise SpecError(merged.found)
+    return Tree(data, merged.keys, {**merged.values, (): child.values[()]})
+
+
+class _Merge:
+    def __init__(self, parent: Tree, child: Tree) -> None:
+        self.child = child
+        self.keys = dict(parent.keys)
+        self.values = dict(parent.values)
+        self.found: list[Diagnostic] = []
+
+    def into(self, data: dict[str, Any], changes: dict[str, Any], at: Path_) -> None:
+        for key, value in changes.items():
+            path = (*at, key)
+            if value is None:
+                if key not in data:
+                    message = f"`{key}` is removed here, but the parent has no such key"
+                    span = self.child.span(path, of_key=True)
+                    self.found.append(Diagnostic("MS303", message, span, hint=nearest(key, data)))
+                data.pop(key, None)
+                self.drop(path)
+            elif isinstance(value, dict) and isinstance(data.get(key), dict):
+                self.take(path)
+                data[key] = dict(data[key])
+                self.into(data[key], value, path)
+            else:
+                self.drop(path)
+                data[key] = value
+                for known in self.child.values:
+                    if known[: len(path)] == path:
+                        self.take(known)
+
+    def take(self, path: Path_) -> None:
+        """From now on the text at `path` is the child's."""
+        self.values[path] = self.child.values[path]
+        if path in self.child.keys:
+            self.keys[path] = self.child.keys[path]
+
+    def drop(self, path: Path_) -> None:
+        for table in (self.keys, self.values):
+            for known in [p for p in table if p[: len(path)] == path]:
+                del table[known]

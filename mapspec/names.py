@@ -1,0 +1,211 @@
+"""Names of tensors with holes: parse, fill, match, and tell whether two patterns can meet.
+
+`layers.{layer}.weight` has a hole for an index; `{**rest}` at the end stands for any remaining dotted path.
+`*` and `**`, as users of Megatron-Bridge write them, are read as unnamed holes; `mapspec fmt` names them.
+Patterns are anchored at both ends. A hole matches decimal digits without leading zeros, so filling and matching are
+exact inverses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+__all__ = ["Hole", "NameSyntaxError", "Pattern", "join", "parse_name"]
+
+_TOKEN = re.compile(r"\{(?P<rest>\*\*)?(?P<hole>[a-z_][a-z0-9_]*)\}|(?P<stars>\*+)|(?P<bad>[{}])|(?P<text>[^{}*]+)")
+
+
+class NameSyntaxError(ValueError):
+    """A name pattern cannot be read; `column` counts from 0 within the pattern."""
+
+    def __init__(self, message: str, column: int) -> None:
+        super().__init__(message)
+        self.column = column
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A place in a name that is filled in. `rest` holes take any dotted path, others an index."""
+
+    name: str
+    rest: bool = False
+
+    def __str__(self) -> str:
+        return "{**" + self.name + "}" if self.rest else "{" + self.name + "}"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A name as a sequence of literal texts and holes. Unnamed wildcards are holes called `_1`, `_2`, ..."""
+
+    parts: tuple[str | Hole, ...]
+
+    def __str__(self) -> str:
+        return "".join(str(part) for part in self.parts)
+
+    @cached_property
+    def holes(self) -> tuple[str, ...]:
+        """Names of the index holes, in order of appearance, each once."""
+        return tuple(dict.fromkeys(p.name for p in self.parts if isinstance(p, Hole) and not p.rest))
+
+    @cached_property
+    def rest(self) -> str | None:
+        """Name of the `{**rest}` hole, if there is one."""
+        return next((p.name for p in self.parts if isinstance(p, Hole) and p.rest), None)
+
+    @cached_property
+    def template(self) -> str:
+        """The pattern for `%`: one `%s` per hole occurrence, in order of `occurrences`."""
+        return "".join("%s" if isinstance(p, Hole) else p.replace("%", "%%") for p in self.parts)
+
+    @cached_property
+    def occurrences(self) -> tuple[str, ...]:
+        """Names of all holes in the order of `template`."""
+        return tuple(p.name for p in self.parts if isinstance(p, Hole))
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        """What the pattern matches, with a group per hole."""
+        seen: set[str] = set()
+        out = []
+        for part in self.parts:
+            if isinstance(part, str):
+                out.append(re.escape(part))
+            elif part.name in seen:
+                out.append(f"(?P={part.name})")
+            else:
+                seen.add(part.name)
+                body = r".+" if part.rest else r"0|[1-9][0-9]*"
+                out.append(f"(?P<{part.name}>{body})")
+        return re.compile("".join(out))
+
+    def fill(self, values: Mapping[str, int | str]) -> str:
+        """The name with every hole filled in. Raises `KeyError` for a hole without a value."""
+        return self.template % tuple(values[name] for name in self.occurrences)
+
+    def match(self, name: str) -> dict[str, int | str] | None:
+        """The values of the holes if `name` fits the pattern, else `None`."""
+        found = self.regex.fullmatch(name)
+        if found is None:
+            return None
+        return {key: text if key == self.rest else int(text) for key, text in found.groupdict().items()}
+
+    def rename(self, names: Mapping[str, str]) -> Pattern:
+        """The same pattern with holes renamed; names that are not in `names` stay."""
+        return Pattern(tuple(p if isinstance(p, str) else Hole(names.get(p.name, p.name), p.rest) for p in self.parts))
+
+    def unnamed(self) -> tuple[str, ...]:
+        """Names of the holes that were written as `*` or `**`."""
+        return tuple(p.name for p in self.parts if isinstance(p, Hole) and p.name.startswith("_"))
+
+    def meets(self, other: Pattern) -> bool:
+        """Whether some name fits both patterns (holes taken as unbounded)."""
+        return _meet(_symbols(self), _symbols(other))
+
+
+def parse_name(text: str) -> Pattern:
+    """Read a name pattern.
+
+    Raises:
+        NameSyntaxError: a stray brace, `***`, two holes side by side, or `**` that is not the last part.
+    """
+    parts: list[str | Hole] = []
+    counter = 0
+    position = 0
+    for found in _TOKEN.finditer(text):
+        assert found.start() == position, "the token expression covers every character"
+        position = found.end()
+        if found["bad"]:
+            raise NameSyntaxError("a hole is written `{name}`, in small letters", found.start())
+        if found["text"]:
+            parts.append(found["text"])
+            continue
+        if found["hole"]:
+            hole = Hole(found["hole"], bool(found["rest"]))
+        elif len(found["stars"]) <= 2:
+            counter += 1
+            hole = Hole(f"_{counter}", len(found["stars"]) == 2)
+        else:
+            raise NameSyntaxError(
+                "`*` stands for an index, `**` for the rest of a name; `***` is neither", found.start()
+            )
+        if parts and isinstance(parts[-1], Hole):
+            raise NameSyntaxError("two holes side by side cannot be told apart", found.start())
+        parts.append(hole)
+    for part in parts[:-1]:
+        if isinstance(part, Hole) and part.rest:
+            raise NameSyntaxError(f"`{part}` takes the rest of the name, so nothing can follow it", text.index("**"))
+    return Pattern(tuple(parts))
+
+
+def join(prefix: Pattern, name: Pattern) -> Pattern:
+    """`prefix.name`, or the one that is not empty."""
+    if not prefix.parts:
+        return name
+    if not name.parts:
+        return prefix
+    parts = (*prefix.parts, ".", *name.parts)
+    merged: list[str | Hole] = []
+    for part in parts:
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return Pattern(tuple(merged))
+
+
+# --- do two patterns meet? -------------------------------------------------------------------------------------
+# A pattern is a string over characters, where a hole is "one or more digits" and a rest hole "one or more of
+# anything". Two such strings have a common name iff a walk over pairs of positions reaches both ends.
+
+_DIGITS, _ANY = "\0digits", "\0any"
+
+
+def _symbols(pattern: Pattern) -> tuple[str, ...]:
+    out: list[str] = []
+    for part in pattern.parts:
+        if isinstance(part, str):
+            out.extend(part)
+        else:
+            out.append(_ANY if part.rest else _DIGITS)
+    return tuple(out)
+
+
+def _common(a: str, b: str) -> bool:
+    """Whether some single character fits both symbols."""
+    if a == b or _ANY in (a, b):
+        return True
+    if _DIGITS in (a, b):
+        other = b if a == _DIGITS else a
+        return other.isdigit()
+    return False
+
+
+def _meet(left: Sequence[str], right: Sequence[str]) -> bool:
+    seen: set[tuple[int, int, bool, bool]] = set()
+    # i, j: next symbol; li, rj: whether the symbol before was a repeating one that may go on.
+    stack = [(0, 0, False, False)]
+    while stack:
+        state = stack.pop()
+        if state in seen:
+            continue
+        seen.add(state)
+        i, j, more_left, more_right = state
+        if i == len(left) and j == len(right):
+            return True
+        for a, next_i in _choices(left, i, more_left):
+            for b, next_j in _choices(right, j, more_right):
+                if _common(a, b):
+                    stack.append((next_i, next_j, a in (_DIGITS, _ANY), b in (_DIGITS, _ANY)))
+    return False
+
+
+def _choices(symbols: Sequence[str], i: int, more: bool) -> Iterator[tuple[str, int]]:
+    """Symbols that may take the next character: the one at `i`, or the repeating one before it once more."""
+    if i < len(symbols):
+        yield symbols[i], i + 1
+    if more:
+        yield symbols[i - 1], i

@@ -1,0 +1,159 @@
+"""A checkpoint folder appears complete or not at all.
+
+The work is done in a hidden folder beside the destination, `.NAME.mapspec-partial-XXXX`, which one rename puts in
+place. After an error or an interrupt that folder is removed. A process that is killed outright leaves it behind; such
+folders are never removed on their own, because another process (perhaps on another machine) may be at work in one.
+`leftovers` lists them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mapspec.diagnostics import Diagnostic
+from mapspec.errors import ConvertError
+
+__all__ = ["leftovers", "publishing"]
+
+_PARTIAL = "mapspec-partial"
+_REPLACED = "mapspec-replaced"
+
+
+@contextmanager
+def publishing(
+    destination: Path | str, *, overwrite: bool = False, sources: Sequence[Path | str] = (), fsync: bool = True
+) -> Iterator[Path]:
+    """Yield a new folder to write to; on a normal end it becomes `destination`.
+
+    Args:
+        destination: the folder to make. It may exist if it is empty. Folders above it are made. A link is followed.
+        overwrite: whether a destination that is not empty may be replaced. It stays as it is until the new one is
+            complete, and is removed only after that.
+        sources: folders that are being read. The destination may not be, hold, or lie inside any of them.
+        fsync: whether the files and the folder are on disk before the rename.
+
+    Raises:
+        ConvertError: the destination is taken (MS710), overlaps a source (MS711), or cannot be made (MS712).
+    """
+    final = Path(os.path.realpath(destination))
+    _check(final, overwrite, [Path(os.path.realpath(source)) for source in sources])
+    partial = final.with_name(f".{final.name}.{_PARTIAL}-{secrets.token_hex(4)}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise ConvertError(_cannot(final, error)) from error
+    try:
+        yield partial
+        if fsync:
+            _sync(partial)
+        try:
+            _put_in_place(partial, final, overwrite)
+        except OSError as error:
+            raise ConvertError(_cannot(final, error)) from error
+        if fsync:
+            _sync_one(final.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def leftovers(destination: Path | str) -> tuple[Path, ...]:
+    """Hidden folders beside the destination that conversions to it have left behind or are at work in."""
+    final = Path(os.path.realpath(destination))
+    if not final.parent.is_dir():
+        return ()
+    starts = (f".{final.name}.{_PARTIAL}-", f".{final.name}.{_REPLACED}-")
+    return tuple(sorted(path for path in final.parent.iterdir() if path.name.startswith(starts)))
+
+
+def _check(final: Path, overwrite: bool, sources: Sequence[Path]) -> None:
+    where = str(final)
+    if not final.name:
+        raise ConvertError(
+            Diagnostic("MS710", "the root folder cannot be a destination", where=where, help="name a folder to make")
+        )
+    for source in sources:
+        if final == source or source in final.parents or final in source.parents:
+            how = "is" if final == source else "lies inside" if source in final.parents else "holds"
+            raise ConvertError(
+                Diagnostic(
+                    "MS711",
+                    f"the destination {how} the source `{source}`",
+                    where=where,
+                    help="choose a destination beside the source",
+                )
+            )
+    if final.is_dir():
+        try:
+            taken = _occupied(final)
+        except OSError as error:
+            raise ConvertError(_cannot(final, error)) from error
+        if taken and not overwrite:
+            raise ConvertError(_taken(final))
+    elif final.exists():
+        raise ConvertError(
+            Diagnostic("MS710", "the destination is a file", where=where, help="name a folder that does not exist yet")
+        )
+
+
+def _put_in_place(partial: Path, final: Path, overwrite: bool) -> None:
+    if not final.exists() or not _occupied(final):
+        # also over an empty folder; if another process fills it in this instant, the rename is refused
+        partial.rename(final)
+        return
+    if not overwrite:
+        raise ConvertError(_taken(final))
+    old = final.with_name(partial.name.replace(_PARTIAL, _REPLACED))
+    final.rename(old)
+    try:
+        partial.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    with suppress(OSError):  # the new checkpoint is in place; what stays of the old one is listed by `leftovers`
+        shutil.rmtree(old)
+
+
+def _occupied(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return next(entries, None) is not None
+
+
+def _taken(final: Path) -> Diagnostic:
+    return Diagnostic(
+        "MS710",
+        "the destination exists and is not empty",
+        where=str(final),
+        help="choose another destination, or allow it to be overwritten with `--overwrite`",
+    )
+
+
+def _cannot(final: Path, error: OSError) -> Diagnostic:
+    return Diagnostic(
+        "MS712",
+        f"the destination cannot be made: {error.strerror}",
+        where=str(final),
+        help=f"check that `{final.parent}` is a folder you may write to",
+    )
+
+
+def _sync(root: Path) -> None:
+    """Put files and folders on disk, folders after what is in them."""
+    for folder, _, files in os.walk(root, topdown=False):
+        for name in files:
+            _sync_one(Path(folder, name))
+        _sync_one(Path(folder))
+
+
+def _sync_one(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

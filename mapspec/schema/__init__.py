@@ -1,0 +1,148 @@
+"""Grammar of specs: which Pydantic model reads which document, and its mistakes in mapspec's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from mapspec.diagnostics import Diagnostic, Span, nearest
+from mapspec.errors import SpecError
+from mapspec.schema import v1
+from mapspec.text import Path_, Tree
+
+__all__ = ["API_VERSIONS", "KINDS", "json_schema", "validate"]
+
+API_VERSIONS = ("mapspec/v1",)
+KINDS: dict[str, type[BaseModel]] = {"Mapping": v1.Mapping}
+
+
+@cache
+def json_schema(kind: str = "Mapping") -> dict[str, Any]:
+    """JSON Schema of documents of that kind, for editors."""
+    schema = KINDS[kind].model_json_schema(by_alias=True)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
+
+
+def validate[M: BaseModel](tree: Tree, model: type[M]) -> M:
+    """Read the document as `model`.
+
+    Raises:
+        SpecError: every mistake of the document, each with its place (MS003, MS101 to MS105).
+    """
+    version = tree.data.get("apiVersion")
+    if version is not None and version not in API_VERSIONS:
+        message = f"`{version}` is no grammar that this mapspec reads"
+        help_ = f"this release reads {', '.join(API_VERSIONS)}; a newer file needs a newer mapspec"
+        raise SpecError(Diagnostic("MS003", message, tree.span(("apiVersion",)), help=help_))
+    kind = next((k for k, m in KINDS.items() if m is model), None)
+    if kind and tree.data.get("kind") not in (kind, None):
+        message = f"this is a `{tree.data['kind']}`, not a `{kind}`"
+        raise SpecError(Diagnostic("MS105", message, tree.span(("kind",)), hint=nearest(str(tree.data["kind"]), KINDS)))
+    try:
+        return model.model_validate(tree.data)
+    except ValidationError as error:
+        schema = json_schema(kind) if kind else model.model_json_schema()
+        raise SpecError(_diagnostics(error.errors(), tree, schema)) from None
+
+
+def _diagnostics(errors: list[ErrorDetails], tree: Tree, schema: dict[str, Any]) -> list[Diagnostic]:
+    found = [_diagnostic(error, tree, schema) for error in errors]
+    return sorted(set(found), key=Diagnostic.sort_key)
+
+
+def _diagnostic(error: ErrorDetails, tree: Tree, schema: dict[str, Any]) -> Diagnostic:
+    path = _path_in_text(error["loc"], tree.data)
+    about_key = "[key]" in error["loc"]
+    name = str(error["loc"][-1])
+    kind = error["type"]
+    where = ".".join(str(p) for p in path[:-1]) or "the document"
+    if kind == "extra_forbidden":
+        known = sorted(_properties(schema, path[:-1]))
+        message = f"unknown key `{path[-1]}` in {_quote(where)}"
+        return Diagnostic(
+            "MS101", message, tree.span(path, of_key=True), hint=nearest(name, known), help=f"known: {', '.join(known)}"
+        )
+    if kind == "missing":
+        parent = ".".join(str(p) for p in path) or "the document"
+        return Diagnostic("MS103", f"`{name}` is missing in {_quote(parent)}", _anchor(tree, path))
+    span = tree.span(path, of_key=about_key)
+    if kind == "literal_error":
+        expected = error.get("ctx", {}).get("expected", "")
+        hint = nearest(str(error["input"]), expected.replace("'", "").replace(" or ", ", ").split(", "))
+        return Diagnostic("MS102", f"`{error['input']}` is not one of {expected}", span, hint=hint)
+    if kind == "string_pattern_mismatch":
+        what = "key" if about_key else "value"
+        pattern = error.get("ctx", {}).get("pattern", "")
+        return Diagnostic("MS104", f"the {what} `{error['input']}` does not have the form `{pattern}`", span)
+    if kind in ("string_too_short", "too_short"):
+        return Diagnostic("MS104", f"`{path[-1] if path else ''}` says too little: {_plain(error['msg'])}", span)
+    return Diagnostic("MS102", f"{_plain(error['msg'])}, not {_kind_of(error['input'])}", span)
+
+
+def _quote(where: str) -> str:
+    return where if where == "the document" else f"`{where}`"
+
+
+def _plain(message: str) -> str:
+    """Pydantic's sentence without its capital and its words for computers."""
+    message = message.replace("Input should be", "this should be").replace("a valid ", "a ")
+    return message[:1].lower() + message[1:]
+
+
+def _kind_of(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", str: "text", int: "a number", float: "a number", bool: "a truth value"}
+    return names.get(type(value), "nothing")
+
+
+def _anchor(tree: Tree, path: Path_) -> Span:
+    """The key whose value lacks something; the top of the file for the document itself."""
+    return tree.span(path, of_key=True) if path in tree.keys else tree.span(path)
+
+
+def _path_in_text(loc: tuple[str | int, ...], data: Any) -> Path_:
+    """The part of a Pydantic location that exists in the text (union tags and `[key]` do not)."""
+    path: list[str | int] = []
+    here = data
+    for part in loc:
+        in_dict = isinstance(here, dict) and part in here
+        in_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if in_dict or in_list:
+            path.append(part)
+            here = here[part]
+    return tuple(path)
+
+
+def _properties(schema: dict[str, Any], path: Path_) -> set[str]:
+    """Names that the schema allows at `path`."""
+    here = [schema]
+    for part in path:
+        here = [child for node in here for child in _children(schema, node, part)]
+    return {name for node in here for variant in _variants(schema, node) for name in variant.get("properties", {})}
+
+
+def _children(root: dict[str, Any], node: dict[str, Any], part: str | int) -> Iterator[dict[str, Any]]:
+    for variant in _variants(root, node):
+        if isinstance(part, int):
+            if isinstance(variant.get("items"), dict):
+                yield variant["items"]
+        elif part in variant.get("properties", {}):
+            yield variant["properties"][part]
+        elif isinstance(variant.get("additionalProperties"), dict):
+            yield variant["additionalProperties"]
+        else:
+            yield from variant.get("patternProperties", {}).values()
+
+
+def _variants(root: dict[str, Any], node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "$ref" in node:
+        yield from _variants(root, root["$defs"][node["$ref"].rsplit("/", 1)[-1]])
+        return
+    yield node
+    for key in ("anyOf", "oneOf", "allOf"):
+        for child in node.get(key, ()):
+            yield from _variants(root, child)

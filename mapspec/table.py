@@ -1,0 +1,275 @@
+"""Bound rules -> rows: one per canonical Megatron tensor, with everything it is made of on both sides.
+
+A row knows three surfaces of the same weight:
+
+    hf        the Hugging Face tensor(s)
+    megatron  the canonical tensor: global layer and expert numbers, no parallelism
+    stored    the torch_dist tensor(s): in_proj in five keys, all experts of a layer in one
+
+Regions between surfaces depend on the rule alone, so they are computed once per rule and shared by its rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from mapspec.axes import BoundAxis, Position
+from mapspec.bind import Bound, BoundDim, BoundRule, Side
+from mapspec.names import Pattern
+from mapspec.regions import Piece, Slot, pair
+from mapspec.tensors import Box, numel
+
+__all__ = ["SURFACES", "Form", "Member", "Row", "Table", "TensorDecl", "build_table"]
+
+SURFACES = ("hf", "megatron", "stored")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One tensor of a surface, for all rows of a rule.
+
+    Attributes:
+        pattern: its name.
+        slot: arrangement of the part of it that one row holds.
+        stacked: axes that the name has no hole for: the tensor holds all their positions as leading dimensions.
+        suffix: what is appended to the name (a segment's name where each has its own key).
+        segment: the segment that it holds alone, if any.
+    """
+
+    pattern: Pattern
+    slot: Slot
+    stacked: tuple[BoundAxis, ...]
+    suffix: str = ""
+    segment: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole tensor."""
+        return (*(axis.size for axis in self.stacked), *self.slot.shape)
+
+    def name(self, position: Mapping[str, int]) -> str:
+        """Name of the tensor that holds that position."""
+        return self.pattern.fill(position) + self.suffix
+
+    def lead(self, position: Mapping[str, int]) -> Box:
+        """Leading part of the box that the position has in the tensor."""
+        return tuple((position[axis.name], position[axis.name] + 1) for axis in self.stacked)
+
+
+@dataclass(frozen=True)
+class RuleForms:
+    """The surfaces of a rule and the regions between them."""
+
+    rule: BoundRule
+
+    @cached_property
+    def surfaces(self) -> Mapping[str, tuple[Form, ...]]:
+        """Tensors of each surface."""
+        rule = self.rule
+        assert rule.dims is not None, "open rules have no forms"
+        hf_dims = tuple(dim for dim in rule.dims)
+        hf = tuple(self._form(side, hf_dims, padded=False) for side in rule.hf)
+        megatron = (self._form(rule.megatron, rule.dims, padded=True),)
+        return {"hf": hf, "megatron": megatron, "stored": self._stored(rule.dims)}
+
+    @cached_property
+    def axis(self) -> int:
+        """Number of the fused (or else the first) dimension; -1 for scalars."""
+        dims = self.rule.dims or ()
+        return next((i for i, dim in enumerate(dims) if dim.fused), 0 if dims else -1)
+
+    def _slot(self, dims: Sequence[BoundDim], segment: str | None, *, padded: bool) -> Slot:
+        shape = [dim.padded if padded and dim.padded is not None else dim.size for dim in dims]
+        if self.axis < 0:
+            return Slot((), ("",), {"": 1}, -1)
+        dim = dims[self.axis]
+        order = dim.order if segment is None else tuple(s for s in dim.order if s == segment)
+        sizes = dict(dim.sizes) if dim.fused else {"": shape[self.axis]}
+        shape[self.axis] = sum(sizes[s] for s in order)
+        return Slot(tuple(shape), order, sizes, self.axis)
+
+    def _form(self, side: Side, dims: Sequence[BoundDim], *, padded: bool, suffix: str = "") -> Form:
+        slot = self._slot(dims, side.segment, padded=padded)
+        if not padded and side.segment is None and slot.axis >= 0 and dims[slot.axis].fused:
+            # A single Hugging Face tensor holds the segments one after another, not in Megatron's order.
+            listed = tuple(dict.fromkeys(dims[slot.axis].order))
+            order = tuple(s for name in dims[slot.axis].sizes for s in dims[slot.axis].order if s == name)
+            assert set(listed) == set(order), "every segment occurs"
+            slot = Slot(slot.shape, order, slot.sizes, slot.axis)
+        return Form(side.pattern, slot, self._stacked(side.pattern), suffix, side.segment)
+
+    def _stored(self, dims: Sequence[BoundDim]) -> tuple[Form, ...]:
+        rule = self.rule
+        if self.axis < 0 or dims[self.axis].stored_by == "whole":
+            return (self._form(rule.stored, dims, padded=True),)
+        return tuple(
+            self._form(Side(rule.stored.pattern, segment, rule.stored.span), dims, padded=True, suffix=f".{segment}")
+            for segment in dims[self.axis].sizes
+        )
+
+    def _stacked(self, pattern: Pattern) -> tuple[BoundAxis, ...]:
+        """Axes of the positions that the name says nothing about."""
+        covered: set[str] = set()
+        for hole in pattern.holes:
+            axis = self.rule.axes[hole]
+            covered.update((hole, *(axis.ravel or ())))
+        free = [a for a in self.rule.positions[0] if self.rule.axes[a].ravel is None and a not in covered]
+        varying = [a for a in free if len({p[a] for p in self.rule.positions}) > 1 or a in self._holes]
+        return tuple(self.rule.axes[a] for a in varying)
+
+    @cached_property
+    def _holes(self) -> frozenset[str]:
+        """Axes that some name of the rule has a hole for (pinned axes have none)."""
+        rule = self.rule
+        sides = (rule.megatron, rule.stored, *rule.hf)
+        return frozenset(hole for side in sides for hole in side.pattern.holes)
+
+    def region(self, left: str, right: str) -> tuple[Piece, ...]:
+        """Pieces between two surfaces, for one position; leading axes of stacked tensors left out."""
+        return self._regions[left, right]
+
+    @cached_property
+    def _regions(self) -> Mapping[tuple[str, str], tuple[Piece, ...]]:
+        slots = {name: [form.slot for form in forms] for name, forms in self.surfaces.items()}
+        return {(a, b): pair(slots[a], slots[b]) for a in SURFACES for b in SURFACES if a != b}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One canonical Megatron tensor.
+
+    Attributes:
+        forms: surfaces and regions, shared by the rule's rows.
+        position: values of the axes.
+        megatron: its canonical name.
+    """
+
+    forms: RuleForms
+    position: Position
+    megatron: str
+
+    @property
+    def rule(self) -> BoundRule:
+        """The rule it comes from."""
+        return self.forms.rule
+
+    def names(self, surface: str) -> tuple[str, ...]:
+        """Names of the tensors it is made of on a surface."""
+        return tuple(form.name(self.position) for form in self.forms.surfaces[surface])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the canonical tensor."""
+        return self.forms.surfaces["megatron"][0].shape
+
+    @property
+    def numel(self) -> int:
+        """Number of elements of the canonical tensor."""
+        return numel(self.shape)
+
+    def pieces(self, left: str, right: str) -> Iterator[tuple[str, Box, str, Box]]:
+        """(left tensor, box, right tensor, box) of every piece, boxes in the whole tensors."""
+        lefts, rights = self.forms.surfaces[left], self.forms.surfaces[right]
+        for piece in self.forms.region(left, right):
+            a, b = lefts[piece.left], rights[piece.right]
+            yield (
+                a.name(self.position), a.lead(self.position) + piece.left_box,
+                b.name(self.position), b.lead(self.position) + piece.right_box,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A row's share in a tensor of some surface."""
+
+    row: Row
+    form: Form
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDecl:
+    """A tensor that the table expects on a surface: shape, dtype promised by the config, and the rows it serves."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    members: tuple[Member, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return numel(self.shape)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of a bound spec, and the inventories that follow from them."""
+
+    bound: Bound
+    rows: tuple[Row, ...]
+    tied: Mapping[str, str]
+
+    @cached_property
+    def by_megatron(self) -> Mapping[str, Row]:
+        """Row of each canonical name."""
+        return {row.megatron: row for row in self.rows}
+
+    def inventory(self, surface: str) -> Mapping[str, TensorDecl]:
+        """Every tensor of a surface, by name. Tied weights appear on the Hugging Face side only."""
+        return self._inventories[surface]
+
+    @cached_property
+    def _inventories(self) -> Mapping[str, Mapping[str, TensorDecl]]:
+        return {surface: self._inventory(surface) for surface in SURFACES}
+
+    def _inventory(self, surface: str) -> Mapping[str, TensorDecl]:
+        members: dict[str, list[Member]] = {}
+        for row in self.rows:
+            if row.megatron in self.tied and surface != "hf":
+                continue
+            for form in row.forms.surfaces[surface]:
+                members.setdefault(form.name(row.position), []).append(Member(row, form))
+        return {
+            name: TensorDecl(name, found[0].form.shape, found[0].row.rule.dtype, tuple(found))
+            for name, found in members.items()
+        }
+
+    @cached_property
+    def objects(self) -> tuple[str, ...]:
+        """torch_dist keys of the byte objects that a strict load asks for."""
+        out: dict[str, None] = {}
+        for objects in self.bound.objects:
+            for position in objects.positions:
+                for pattern in objects.names:
+                    name = pattern.fill(position)
+                    count = objects.each.size if objects.each else 1
+                    out.update(dict.fromkeys(f"{name}/shard_{i}_{count}" for i in range(count)))
+        return tuple(out)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hex digest of what the table does: equal tables have equal hashes, however their specs are written."""
+        digest = hashlib.sha256()
+        for row in sorted(self.rows, key=lambda r: r.megatron):
+            digest.update(f"{row.megatron} {row.rule.dtype} {self.tied.get(row.megatron, '')}\n".encode())
+            for left, right in (("hf", "megatron"), ("megatron", "stored")):
+                for piece in row.pieces(left, right):
+                    digest.update(repr(piece).encode())
+        digest.update("\n".join(sorted(self.objects)).encode())
+        return digest.hexdigest()
+
+
+def build_table(bound: Bound) -> Table:
+    """Write out every row of a bound spec. `mapspec.prove` checks what comes out."""
+    rows = []
+    for rule in bound.rules:
+        if rule.dims is None:
+            continue
+        forms = RuleForms(rule)
+        template, holes = rule.megatron.pattern.template, rule.megatron.pattern.occurrences
+        rows.extend(Row(forms, p, template % tuple([p[h] for h in holes])) for p in rule.positions)
+    tied = {name.fill({}): to.fill({}) for name, to, _ in bound.ties}
+    return Table(bound, tuple(rows), tied)

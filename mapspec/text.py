@@ -1,0 +1,156 @@
+"""YAML text -> plain data, with the place of every key and value.
+
+ruamel's composer gives the node tree of YAML 1.2 with positions; building the plain data from it ourselves keeps a
+span for every path and finds every duplicate key, not only the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from mapspec.diagnostics import Diagnostic, Note, Span
+from mapspec.errors import SpecError
+
+__all__ = ["Path_", "Tree", "parse_yaml", "read_yaml"]
+
+type Path_ = tuple[str | int, ...]
+"""Keys and list indices from the top of a document down to a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A document as plain data, and where each part of it stands.
+
+    Attributes:
+        data: dicts, lists and scalars.
+        keys: span of the key (for list items: of the item) at each path.
+        values: span of the value at each path.
+    """
+
+    data: dict[str, Any]
+    keys: Mapping[Path_, Span]
+    values: Mapping[Path_, Span]
+
+    def span(self, path: Path_, *, of_key: bool = False) -> Span:
+        """Place of the value (or key) at `path`, or of the nearest part above it that is in the text."""
+        table = self.keys if of_key else self.values
+        while path and path not in table:
+            path = path[:-1]
+        return table[path] if path in table else self.values[()]
+
+
+def read_yaml(path: Path) -> Tree:
+    """Parse the YAML file at `path`.
+
+    Raises:
+        SpecError: the file is missing or unreadable (MS001), is no YAML mapping (MS001), or repeats a key (MS002).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(Diagnostic("MS001", "this file does not exist", Span(str(path)))) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(Diagnostic("MS001", f"this file cannot be read: {error}", Span(str(path)))) from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, path: str) -> Tree:
+    """Parse `text`; `path` is the name that spans carry."""
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        root = yaml.compose(text)
+    except MarkedYAMLError as error:
+        raise SpecError(_syntax(error, text, path)) from None
+    except YAMLError as error:
+        raise SpecError(Diagnostic("MS001", f"this is not YAML: {error}", Span(path))) from None
+    if not isinstance(root, MappingNode):
+        raise SpecError(Diagnostic("MS001", "a spec is a mapping of keys to values", Span(path)))
+    builder = _Builder(path)
+    data = builder.build(root, ())
+    if builder.found:
+        raise SpecError(builder.found)
+    return Tree(data, builder.keys, builder.values)
+
+
+class _Builder:
+    """Turn nodes into data; remember spans and collect findings on the way."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.keys: dict[Path_, Span] = {}
+        self.values: dict[Path_, Span] = {}
+        self.found: list[Diagnostic] = []
+
+    def span(self, node: Node) -> Span:
+        start, end = node.start_mark, node.end_mark
+        end_col = end.column + 1 if end.line == start.line else 0
+        return Span(self.path, start.line + 1, start.column + 1, end_col)
+
+    def build(self, node: Node, at: Path_) -> Any:
+        self.values[at] = self.span(node)
+        if isinstance(node, MappingNode):
+            return self.mapping(node, at)
+        if isinstance(node, SequenceNode):
+            items = []
+            for i, child in enumerate(node.value):
+                self.keys[(*at, i)] = self.span(child)
+                items.append(self.build(child, (*at, i)))
+            return items
+        assert isinstance(node, ScalarNode)
+        return self.scalar(node)
+
+    def mapping(self, node: MappingNode, at: Path_) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, ScalarNode):
+                self.found.append(Diagnostic("MS001", "a key has to be a plain word", self.span(key_node)))
+                continue
+            key = str(key_node.value)
+            if key_node.tag.endswith(":merge"):
+                message = "merge keys (`<<`) are not part of the spec language"
+                self.found.append(Diagnostic("MS001", message, self.span(key_node), help="use `extends`"))
+                continue
+            if key in data:
+                first = Note("first given here", self.keys[(*at, key)])
+                message = f"key `{key}` is given twice"
+                self.found.append(Diagnostic("MS002", message, self.span(key_node), notes=(first,)))
+                continue
+            self.keys[(*at, key)] = self.span(key_node)
+            data[key] = self.build(value_node, (*at, key))
+        return data
+
+    def scalar(self, node: ScalarNode) -> Any:
+        kind = node.tag.rsplit(":", 1)[-1]
+        text = node.value
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return text.lower() == "true"
+        try:
+            if kind == "int":
+                return int(text.replace("_", ""), 0)
+            if kind == "float":
+                return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:
+            return text
+        return str(text)
+
+
+def _syntax(error: MarkedYAMLError, text: str, path: str) -> Diagnostic:
+    mark = error.problem_mark or error.context_mark
+    span = Span(path, mark.line + 1, mark.column + 1) if mark else Span(path)
+    problem = (error.problem or "this is not YAML").strip()
+    lines = text.splitlines()
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
+    help_ = None
+    if "{" in line or "*" in line:
+        # The two traps of names with holes and wildcards: flow style and aliases.
+        help_ = "quote names that hold `{`, `}` or begin with `*`, or write them in block style"
+    return Diagnostic("MS001", f"YAML syntax: {problem}", span, help=help_)
