@@ -59,7 +59,7 @@ class Form:
         return tuple((position[axis.name], position[axis.name] + 1) for axis in self.stacked)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RuleForms:
     """The surfaces of a rule and the regions between them."""
 
