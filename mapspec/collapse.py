@@ -1,0 +1,59 @@
+"""Thousands of tensor names as a few patterns: `layers.{0...27}.mixer.experts.{0...127}.up_proj.weight`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+__all__ = ["collapse", "ranges"]
+
+_NUMBER = re.compile(r"(?<![A-Za-z])\d+|(?<=weight)\d+|(?<=bias)\d+")
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Sorted numbers as runs: `0...3,7,9...11`."""
+    runs: list[list[int]] = []
+    for n in sorted(set(numbers)):
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a},{b}" if b == a + 1 else f"{a}...{b}" for a, b in runs)
+
+
+def collapse(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Group names that differ in numbers only: (pattern, how many), in order of first appearance.
+
+    Index sets are merged only where they form a full product, so a pattern never names a tensor that is not there.
+    """
+    groups: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+    for name in dict.fromkeys(names):
+        texts = tuple(_NUMBER.split(name))
+        groups.setdefault(texts, []).append(tuple(int(n) for n in _NUMBER.findall(name)))
+    out = []
+    for texts, indices in groups.items():
+        for block in _blocks(indices):
+            count = 1
+            parts = [texts[0]]
+            for values, text in zip(block, texts[1:], strict=True):
+                count *= len(values)
+                parts.append(str(values[0]) if len(values) == 1 else "{" + ranges(values) + "}")
+                parts.append(text)
+            out.append(("".join(parts), count))
+    return out
+
+
+def _blocks(indices: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...]]:
+    """Cut a set of index tuples into products of index sets: for each first index the rest, equal rests merged."""
+    if not indices[0]:
+        return [()]
+    rests: dict[int, list[tuple[int, ...]]] = {}
+    for head, *tail in indices:
+        rests.setdefault(head, []).append(tuple(tail))
+    merged: dict[frozenset[tuple[int, ...]], list[int]] = {}
+    for head, tails in rests.items():
+        merged.setdefault(frozenset(tails), []).append(head)
+    out = []
+    for heads in merged.values():
+        out += [(tuple(sorted(heads)), *block) for block in _blocks(rests[heads[0]])]
+    return out

@@ -1,0 +1,165 @@
+"""What a checkpoint holds against what the table expects of it: every tensor accounted for, or a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mapspec.collapse import collapse
+from mapspec.diagnostics import Diagnostic, Note, Span, nearest
+from mapspec.table import Table, TensorDecl
+from mapspec.tensors import StoredTensor
+
+__all__ = ["Coverage", "cover"]
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How a checkpoint's tensors are accounted for.
+
+    Attributes:
+        mapped: names that rules map.
+        tied_copies: Hugging Face copies of tied weights that the file holds all the same.
+        passthrough, ignored: (name, reason) of the others.
+        findings: what is missing, extra, or not of the expected shape or dtype.
+    """
+
+    mapped: tuple[str, ...]
+    tied_copies: tuple[str, ...]
+    passthrough: tuple[tuple[str, str], ...]
+    ignored: tuple[tuple[str, str], ...]
+    findings: tuple[Diagnostic, ...]
+
+
+def cover(table: Table, surface: str, tensors: Mapping[str, StoredTensor]) -> Coverage:
+    """Account for every tensor of a checkpoint.
+
+    Args:
+        table: what the spec says for this config.
+        surface: `hf` or `stored`.
+        tensors: what the checkpoint holds.
+    """
+    expected = table.inventory(surface)
+    tied = _tied_copies(table) if surface == "hf" else frozenset[str]()
+    passthrough, ignored, extra = [], [], []
+    lists = _lists(table, surface)
+    for name in tensors:
+        if name in expected:
+            continue
+        kind, reason = next(((k, r) for k, pattern, r in lists if pattern.match(name)), ("", ""))
+        if kind == "passthrough":
+            passthrough.append((name, reason))
+        elif kind:
+            ignored.append((name, reason))
+        else:
+            extra.append(name)
+    missing = [decl for name, decl in expected.items() if name not in tensors and name not in tied]
+    present = [(decl, tensors[name]) for name, decl in expected.items() if name in tensors]
+    findings = [
+        *_missing(table, surface, missing),
+        *_extra(table, surface, extra, [decl.name for decl in missing]),
+        *_wrong_shape(surface, present),
+        *_wrong_dtype(surface, present),
+    ]
+    return Coverage(
+        tuple(decl.name for decl, _ in present),
+        tuple(name for name in tied if name in tensors),
+        tuple(passthrough),
+        tuple(ignored),
+        tuple(findings),
+    )
+
+
+def _tied_copies(table: Table) -> frozenset[str]:
+    return frozenset(name for key in table.tied for name in table.by_megatron[key].names("hf"))
+
+
+def _lists(table: Table, surface: str) -> list[tuple[str, object, str]]:
+    bound = table.bound
+    if surface == "stored":
+        return [("ignored", pattern, reason) for pattern, reason, _ in bound.ignore_megatron]
+    return [
+        *(("passthrough", pattern, reason) for pattern, reason, _ in bound.passthrough),
+        *(("ignored", pattern, reason) for pattern, reason, _ in bound.ignore_hf),
+    ]
+
+
+def side_name(surface: str) -> str:
+    """How a surface is called in messages."""
+    return {"hf": "Hugging Face", "stored": "torch_dist", "megatron": "Megatron"}[surface]
+
+
+def _listing(names: Sequence[str]) -> str:
+    patterns = collapse(names)
+    shown = ", ".join(f"`{pattern}`" for pattern, _ in patterns[:_SHOWN])
+    return shown + (f" and {len(patterns) - _SHOWN} more patterns" if len(patterns) > _SHOWN else "")
+
+
+def _plural(n: int, noun: str = "tensor") -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def _missing(table: Table, surface: str, missing: Iterable[TensorDecl]) -> Iterator[Diagnostic]:
+    by_rule: dict[Span, list[TensorDecl]] = {}
+    for decl in missing:
+        by_rule.setdefault(decl.members[0].row.rule.span, []).append(decl)
+    for span, decls in by_rule.items():
+        rule = decls[0].members[0].row.rule
+        names = [decl.name for decl in decls]
+        message = f"{_plural(len(names))} missing on the {side_name(surface)} side: {_listing(names)}"
+        counts = ", ".join(f"{axis} = {rule.axes[axis].size}" for axis in rule.positions[0])
+        note = Note(f"rule `{rule.key}` in mount `{rule.mount}`" + (f" expects them for {counts}" if counts else ""))
+        help_ = "the checkpoint is incomplete, or config.json promises what it does not hold (see --set)"
+        yield Diagnostic("MS511", message, span, notes=(note,), help=help_)
+
+
+def _extra(table: Table, surface: str, extra: Sequence[str], missing: Sequence[str]) -> Iterator[Diagnostic]:
+    if not extra:
+        return
+    by_shape: dict[str, list[str]] = {}
+    for pattern, _ in collapse(extra):
+        by_shape.setdefault(pattern, [])
+    top = table.bound.linked.top
+    message = f"{_plural(len(extra))} that no rule maps on the {side_name(surface)} side: {_listing(extra)}"
+    hint = nearest(extra[0], missing) if len(missing) < 2000 else None
+    section = "`passthrough` or `ignore_hf`" if surface == "hf" else "`ignore_megatron`"
+    help_ = f"map them with a rule, or list them under {section} with a reason"
+    span = top.span("blocks", of_key=True) if top.spec.blocks else top.span()
+    yield Diagnostic("MS512", message, span, hint=hint, help=help_)
+
+
+def _wrong_shape(surface: str, present: Iterable[tuple[TensorDecl, StoredTensor]]) -> Iterator[Diagnostic]:
+    groups: dict[tuple[Span, tuple[int, ...], tuple[int, ...]], list[str]] = {}
+    for decl, tensor in present:
+        if decl.shape != tensor.shape:
+            key = (decl.members[0].row.rule.span, decl.shape, tensor.shape)
+            groups.setdefault(key, []).append(decl.name)
+    for (span, expected, actual), names in groups.items():
+        message = (
+            f"{_listing(names)}: shape {list(actual)} in the checkpoint, {list(expected)} by the spec and the config"
+        )
+        help_ = "config.json and the tensors do not belong together, or the rule's `shape` is wrong"
+        yield Diagnostic("MS513", message, span, help=help_)
+
+
+def _wrong_dtype(surface: str, present: Iterable[tuple[TensorDecl, StoredTensor]]) -> Iterator[Diagnostic]:
+    groups: dict[tuple[Span, str], list[str]] = {}
+    roles = {}
+    for decl, tensor in present:
+        rule = decl.members[0].row.rule
+        if tensor.dtype not in rule.role.accepts:
+            groups.setdefault((rule.span, tensor.dtype), []).append(decl.name)
+            roles[rule.span] = rule
+    for (span, dtype), names in groups.items():
+        rule = roles[span]
+        accepts = ", ".join(rule.role.accepts)
+        message = f"{_listing(names)}: dtype {dtype}; role `{rule.role_name}` accepts {accepts}"
+        if dtype.startswith("float8") or dtype == "uint8":
+            help_ = "this is a quantised checkpoint; convert the BF16 release of the model"
+        elif rule.role.keep:
+            help_ = f"{rule.role.keep}; if the checkpoint is right, pass --cast {rule.role_name}={rule.role.accepts[0]}"
+        else:
+            help_ = f"add the dtype to `roles.{rule.role_name}.accepts` if it is right"
+        yield Diagnostic("MS514", message, span, help=help_)
