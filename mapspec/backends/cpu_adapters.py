@@ -4,17 +4,21 @@ Megatron-Core 0.19 builds, runs and saves on a machine without a GPU except at a
 a stand-in here: the *names* `torch`, `TENorm`, `TELinear`, ... are replaced inside the few Megatron modules that need
 it, and put back afterwards. The torch package itself is never altered, so nothing else in the process sees a change.
 
-| module of Megatron-Core                          | what it wants                               | stand-in                     |
-|--------------------------------------------------|---------------------------------------------|------------------------------|
-| transformer.moe.router                           | the current CUDA device for its buffers     | the CPU device               |
-| transformer.moe.token_dispatcher                 | a side stream and events for copies         | streams that do nothing      |
-| dist_checkpointing filesystem_async, state_dict_saver | `synchronize`, a device for a flag     | nothing, the CPU device      |
-| transformer.utils, fusions.fused_softmax         | a causal mask on "cuda"                     | the same mask on the CPU     |
-| tensor_parallel.random                           | a tracker of CUDA random states             | a tracker that does nothing  |
-| utils                                            | a scratch buffer on the current device      | a fresh tensor on the CPU    |
-| language_module                                  | `.cuda()` before the embedding all-reduce   | the all-reduce on the CPU    |
-| models.hybrid.hybrid_block                       | Transformer Engine's norm as the final norm | the norm given by the caller |
-| transformer.moe.moe_layer                        | Transformer Engine's linear for latent MoE  | `DuplicatedLinear`           |
+Module of Megatron-Core: what it wants -> what it gets
+
+* transformer.moe.router: the current CUDA device for its buffers -> the CPU device
+* transformer.moe.token_dispatcher: counts moved off the GPU, as numpy arrays -> the arrays, from CPU tensors too
+* tensor_parallel.mappings: the current device for what ranks exchange -> the CPU device
+* transformer.moe.token_dispatcher: a side stream and events for copies -> streams that do nothing
+* dist_checkpointing filesystem_async: `synchronize` -> nothing
+* dist_checkpointing state_dict_saver: the current device for a flag -> the CPU device
+* dist_checkpointing filesystem_async: a helper process that holds a queue -> a queue in this process
+* transformer.utils, fusions.fused_softmax: a causal mask on "cuda" -> the same mask on the CPU
+* tensor_parallel.random: a tracker of CUDA random states -> a tracker that does nothing
+* utils: a scratch buffer on the current device -> a fresh tensor on the CPU
+* language_module: `.cuda()` before the embedding all-reduce -> the all-reduce on the CPU
+* models.hybrid.hybrid_block: Transformer Engine's norm as the final norm -> the norm given by the caller
+* transformer.moe.moe_layer: Transformer Engine's linear for latent MoE -> `DuplicatedLinear`
 
 Functions that Megatron-Core wraps in `torch.compile` run eagerly: compiling them needs a C++ toolchain and takes longer
 than the tiny models that run here.
@@ -22,6 +26,7 @@ than the tiny models that run here.
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -120,6 +125,11 @@ def _causal_mask(size: int) -> torch.Tensor:
     return torch.ones(size, size, dtype=torch.bool).triu(diagonal=1)
 
 
+def _on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """Stands for `maybe_move_tensor_to_cpu`, which leaves a CPU tensor as it is although the collectives need ints."""
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
 def _scratch(self: Any, shape: Any, dtype: torch.dtype, name: str, *context: Any) -> torch.Tensor:
     """Stands for `GlobalMemoryBuffer.get_tensor`: an uninitialised tensor, not kept for reuse."""
     return torch.empty(tuple(shape), dtype=dtype)
@@ -160,15 +170,18 @@ def _replacements(final_norm: Callable[..., Any] | None) -> Iterator[tuple[Any, 
     from megatron.core.fusions import fused_softmax
     from megatron.core.models.common.language_module import language_module
     from megatron.core.models.hybrid import hybrid_block
-    from megatron.core.tensor_parallel import random
+    from megatron.core.tensor_parallel import mappings, random
     from megatron.core.transformer import utils
     from megatron.core.transformer.moe import moe_layer, router, token_dispatcher
 
     from mapspec.backends.reference_layers import DuplicatedLinear, build_norm
 
-    for module in (router, token_dispatcher, filesystem_async, state_dict_saver):
+    for module in (mappings, router, token_dispatcher, filesystem_async, state_dict_saver):
         yield module, "torch", _TORCH
+    # Blocking saves write with threads of this process; a queue for other processes would cost a second interpreter.
+    yield filesystem_async, "_results_queue", queue.Queue()
     yield token_dispatcher.MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", _STREAM
+    yield token_dispatcher, "maybe_move_tensor_to_cpu", _on_host
     for module in (utils, fused_softmax):
         yield module, "get_default_causal_mask", _causal_mask
     yield core_utils.GlobalMemoryBuffer, "get_tensor", _scratch

@@ -119,8 +119,8 @@ def build_reference_model(
     """The HybridModel of this rank, on the CPU, in evaluation mode.
 
     `config_fields` are TransformerConfig fields (`mtp_num_layers` included); `hybrid_layer_pattern` is Megatron's own
-    notation: `|` between pipeline stages, `/` before each multi-token prediction block. `pre_process` and `post_process`
-    default to being the first and the last pipeline stage. For the other switches see `reference_stack_spec`.
+    notation: `|` between pipeline stages, `/` before each multi-token prediction block. `pre_process` and
+    `post_process` default to being the first and the last pipeline stage. Other switches: `reference_stack_spec`.
     """
     config = reference_config(config_fields, hybrid_layer_pattern=hybrid_layer_pattern, experts=experts)
     first = parallel_state.is_pipeline_first_stage() if pre_process is None else pre_process

@@ -1,8 +1,8 @@
 """Plain torch layers that carry the parameter names of the Transformer Engine layers they stand for.
 
-The GPU model fuses the norm before a projection into the projection (`linear_fc1.layer_norm_weight`), keeps one weight
-per expert in one module (`linear_fc1.weight0`, ...) and projects to the MoE latent with an unsplit linear. Megatron-Core
-has no torch version of these, so they are here; the rest of the reference model is Megatron-Core's own.
+The GPU model fuses the norm before a projection into the projection (`linear_fc1.layer_norm_weight`), keeps one
+weight per expert in one module (`linear_fc1.weight0`, ...) and projects to the MoE latent with an unsplit linear.
+Megatron-Core has no torch version of these, so they are here; the rest of the reference model is Megatron-Core's own.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class _GroupedLinear(_EmptyExtraState):
                 self.register_parameter(
                     f"bias{index}", nn.Parameter(torch.zeros(output_size, dtype=config.params_dtype))
                 )
-        self.register_load_state_dict_pre_hook(self._drop_expert_state)
+        self.register_load_state_dict_pre_hook(self._drop_expert_state)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _drop_expert_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -184,7 +184,7 @@ class _GroupedLinear(_EmptyExtraState):
         weights = [getattr(self, f"weight{i}") for i in range(self.num_gemms)]
         biases = [getattr(self, f"bias{i}") for i in range(self.num_gemms)] if self.use_bias else []
         added = biases if biases and not self.skip_bias_add else [None] * self.num_gemms
-        parts = input_.split(list(tokens_per_expert))
+        parts = torch.split(input_, list(tokens_per_expert))
         out = torch.cat([functional.linear(x, w, b) for x, w, b in zip(parts, weights, added, strict=True)])
         return out, biases if biases and self.skip_bias_add else None
 

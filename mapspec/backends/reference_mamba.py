@@ -1,8 +1,8 @@
 """A Mamba-2 mixer in plain torch, interchangeable with Megatron-Core's CUDA one.
 
-Same parameter names, shapes, dtypes, tensor-parallel split and checkpoint keys as `megatron.core.ssm.mamba_mixer.MambaMixer`;
-whole-sequence forward only (no inference cache, packed sequences or context parallelism). The state space equations are
-those of the Mamba-2 paper (Dao and Gu 2024, section 6, the chunked SSD form):
+Same parameter names, shapes, dtypes, tensor-parallel split and checkpoint keys as `MambaMixer` in
+`megatron.core.ssm.mamba_mixer`; whole-sequence forward only (no inference cache, packed sequences or context
+parallelism). The state space equations are those of the Mamba-2 paper (Dao and Gu 2024, section 6, chunked SSD form):
 state_t = exp(dt_t A) state_{t-1} + dt_t B_t x_t and y_t = C_t state_t + D x_t, with dt = softplus(raw + dt_bias) and no
 clamp on dt, as Megatron-Core trains.
 """
@@ -75,13 +75,12 @@ class GatedGroupNorm(nn.Module):
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         """[..., size] each -> [..., size]."""
         gated = y.float() * functional.silu(z.float())
-        grouped = gated.unflatten(-1, (-1, self.group_size))
+        grouped = gated.view(*gated.shape[:-1], -1, self.group_size)
         scale = torch.rsqrt(grouped.square().mean(dim=-1, keepdim=True) + self.eps)
-        return ((grouped * scale).flatten(-2) * self.weight.float()).to(z.dtype)
+        normed: Tensor = (grouped * scale).flatten(-2) * self.weight.float()
+        return normed.to(z.dtype)
 
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
-    ) -> Any:
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None) -> Any:
         """One tensor [d_inner], split over TP on dim 0."""
         return make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True),
@@ -143,16 +142,14 @@ class ReferenceMambaMixer(MegatronModule):  # type: ignore[misc]
             tp_group=pg_collection.tp,
             name=f"{name}.in_proj" if name is not None else None,
         )
-        self.in_proj.weight.partition_sizes = [width for width in self._in_proj_parts().values()]
+        self.in_proj.weight.partition_sizes = list(self._in_proj_parts().values())
         self._add_convolution(self.inner + 2 * self.group_width, d_conv, config.params_dtype)
         # Step sizes are drawn between 1e-3 and 0.1 on a log scale, and stored before the softplus.
         step = torch.exp(torch.rand(self.heads) * math.log(100.0) + math.log(1e-3)).clamp(min=1e-4)
         self.dt_bias = nn.Parameter((step + torch.log(-torch.expm1(-step))).to(config.params_dtype))
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1.0, 16.0).log())  # kept in fp32, as is D
         self.D = nn.Parameter(torch.ones(self.heads))
-        self.norm = GatedGroupNorm(
-            self.inner, self.inner // self.groups, 1e-5, config.params_dtype, pg_collection.tp
-        )
+        self.norm = GatedGroupNorm(self.inner, self.inner // self.groups, 1e-5, config.params_dtype, pg_collection.tp)
         for parameter in (self.dt_bias, self.A_log, self.D, self.norm.weight):
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
             parameter.partition_dim = 0  # type: ignore[attr-defined]
@@ -219,16 +216,16 @@ class ReferenceMambaMixer(MegatronModule):  # type: ignore[misc]
         mixed = functional.conv1d(
             xbc.transpose(1, 2), weight, bias, padding=weight.shape[-1] - 1, groups=weight.shape[0]
         )[..., :length]  # padded on both sides: the first outputs see only the past
-        x, b, c = (
-            functional.silu(mixed).transpose(1, 2).float().split(list(self._conv_parts().values()), dim=-1)
-        )
-        x = x.unflatten(-1, (self.heads, self.head_dim))
+        active = functional.silu(mixed).transpose(1, 2).float()
+        x, b, c = active.tensor_split((self.inner, self.inner + self.group_width), dim=-1)
+        x = x.reshape(*x.shape[:-1], self.heads, self.head_dim)
+        b, c = (part.reshape(*part.shape[:-1], self.groups, self.state) for part in (b, c))
         y = ssd_scan(
             x,
             functional.softplus(dt.float() + self.dt_bias.float()),
             -self.A_log.float().exp(),
-            b.unflatten(-1, (self.groups, self.state)),
-            c.unflatten(-1, (self.groups, self.state)),
+            b,
+            c,
             self.chunk_size,
         )
         y = (y + self.D.float().unsqueeze(-1) * x).flatten(-2).to(z.dtype)

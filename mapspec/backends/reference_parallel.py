@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -53,7 +54,11 @@ def parallel_group(
     """
     if torch.distributed.is_initialized():
         raise RuntimeError("a process group exists in this process already")
-    found = torch.distributed.FileStore(str(store), world) if store else torch.distributed.HashStore()
+    found: Any
+    if store is None:
+        found = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    else:
+        found = torch.distributed.FileStore(str(store), world)  # type: ignore[attr-defined]
     torch.distributed.init_process_group(
         "gloo", store=found, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s)
     )

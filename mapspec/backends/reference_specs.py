@@ -70,11 +70,11 @@ def reference_stack_spec(
 ) -> ModuleSpec:
     """The hybrid stack for M, *, - and E layers and multi-token prediction.
 
-    `norms="fused"` gives the parameter names of the stack that Megatron-Core ships for the GPU (the norm inside in_proj,
-    linear_qkv, linear_fc1), "separate" those of the plain and ModelOpt stacks (norm, input_layernorm, pre_mlp_layernorm).
-    MoE layers keep their own norm in both. `norm_state` gives every norm module the empty `_extra_state` that Transformer
-    Engine's norms own, so that the checkpoint keys equal the GPU model's. `conv_names` chooses the in-memory names of the
-    Mamba convolution; by default those of the installed Megatron-Core.
+    `norms="fused"` gives the parameter names of the stack that Megatron-Core ships for the GPU (the norm inside
+    in_proj, linear_qkv, linear_fc1), "separate" those of the plain and ModelOpt stacks (norm, input_layernorm,
+    pre_mlp_layernorm). MoE layers keep their own norm in both. `norm_state` gives every norm module the empty
+    `_extra_state` that Transformer Engine's norms own, so that the checkpoint keys equal the GPU model's. `conv_names`
+    chooses the in-memory names of the Mamba convolution; by default those of the installed Megatron-Core.
     """
     norm = build_norm_with_state if norm_state else build_norm
     fused = norms == "fused"
