@@ -1,0 +1,191 @@
+"""Opening a `torch_dist` checkpoint: every tensor with the places of its raw bytes, no torch needed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from mapspec.diagnostics import Diagnostic
+from mapspec.errors import CheckpointError
+from mapspec.io.torch_dist.common import COMMON_FILE, COMMON_OBJECT, common_from_file, common_from_object
+from mapspec.io.torch_dist.folder import METADATA, find_folder
+from mapspec.io.torch_dist.metadata import ListedTensor, Slot, read_listing
+from mapspec.io.torch_dist.nogc import gc_paused
+from mapspec.io.torch_dist.run_config import read_run_config
+from mapspec.io.torch_dist.tiling import tiling_problem
+from mapspec.io.torch_dist.zipitem import ItemError, Place, Window, locate
+from mapspec.tensors import DTYPES, Box, Chunk, StoredTensor, box_shape
+
+__all__ = ["TorchDistCheckpoint", "open_torch_dist"]
+
+_HELP = {
+    "MS653": "nothing of it was executed; use the file only if you trust its origin",
+    "MS654": "copy the checkpoint again; compare the files' sizes with the source's",
+    "MS655": "copy the checkpoint again, or save it again with the program that wrote it",
+    "MS656": "the files do not belong together; copy the checkpoint again",
+    "MS657": "some ranks' part is missing or there twice; save the checkpoint again",
+    "MS658": "load the checkpoint and save it again with megatron-core's default settings",
+    "MS659": "mapspec moves bytes of the data types listed in the manual; leave this tensor out",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TorchDistCheckpoint:
+    """An opened Megatron-Core checkpoint.
+
+    Attributes:
+        root: the path that was given.
+        folder: the folder with `.metadata`; chunks' files are relative to it.
+        iteration: the training iteration; `None` for `release` and for folders with other names.
+        tensors: by key, with chunks that point at raw tensor bytes. Optimizer state is listed like weights.
+        objects: byte objects by key, for example `x._extra_state/shard_0_1`; `read_object` reads one.
+        unsupported: tensors of a data type that is not in `DTYPES`, by key, each with what to say about it.
+        left_out: keys of tensors that `select` did not want; they were not looked at.
+        run_config: content of `run_config.yaml`, if there is one.
+    """
+
+    root: Path
+    folder: Path
+    iteration: int | None
+    tensors: Mapping[str, StoredTensor]
+    objects: Mapping[str, Slot]
+    unsupported: Mapping[str, Diagnostic]
+    left_out: tuple[str, ...]
+    run_config: Mapping[str, Any] | None
+
+    def read_object(self, name: str) -> bytes:
+        """The stored bytes of an object."""
+        slot = self.objects[name]
+        file = self.folder / slot.file
+        with file.open("rb") as stream:
+            data = os.pread(stream.fileno(), slot.length, slot.offset)
+        if len(data) != slot.length:
+            raise _error("MS654", f"the file ends before the object `{name}` does", str(file))
+        return data
+
+    def read_common_state(self) -> dict[str, Any]:
+        """The state that is not sharded: `iteration`, `checkpoint_version`, with Megatron-LM also `args`.
+
+        From `common.pt` if there is one, as megatron-core does. Values are plain Python ones; data types come as
+        names (`bfloat16`), arrays, tensors and megatron-core's own classes as inert stand-ins.
+        """
+        file = self.folder / COMMON_FILE
+        if file.is_file():
+            return common_from_file(file)
+        if COMMON_OBJECT in self.objects:
+            return common_from_object(self.folder, self.objects[COMMON_OBJECT])
+        raise CheckpointError(
+            Diagnostic(
+                "MS661",
+                f"the checkpoint holds neither `{COMMON_FILE}` nor an object `{COMMON_OBJECT}`",
+                where=str(self.folder),
+                help="copy the checkpoint again, or give the config by other means",
+            )
+        )
+
+
+@gc_paused()
+def open_torch_dist(path: Path, *, select: Callable[[str], bool] | None = None) -> TorchDistCheckpoint:
+    """Open the checkpoint at `path`: the folder of an iteration, or the folder above it.
+
+    Every item's framing is read and checked; tensor data is not. `select` says by key which tensors are wanted, so
+    that others (optimizer state) cost no time and cannot stand in the way; `None` wants all.
+    """
+    found = find_folder(path)
+    listing = read_listing(found.path / METADATA)
+    wanted = {name: t for name, t in listing.tensors.items() if select is None or select(name)}
+    unsupported = {
+        name: _finding("MS659", f"the tensor `{name}` has the data type {t.dtype}", str(found.path / METADATA))
+        for name, t in wanted.items()
+        if t.dtype not in DTYPES
+    }
+    readable = [t for name, t in wanted.items() if name not in unsupported]
+    for tensor in readable:
+        problem = tiling_problem(tensor.shape, [box for box, _ in tensor.chunks])
+        if problem:
+            raise _error("MS657", f"the tensor `{tensor.name}` is not covered exactly once: {problem}", str(found.path))
+    return TorchDistCheckpoint(
+        root=path,
+        folder=found.path,
+        iteration=found.iteration,
+        tensors=_place(found.path, readable, listing.objects),
+        objects=listing.objects,
+        unsupported=unsupported,
+        left_out=tuple(name for name in listing.tensors if name not in wanted),
+        run_config=read_run_config(found.path / "run_config.yaml"),
+    )
+
+
+def _place(folder: Path, listed: list[ListedTensor], objects: Mapping[str, Slot]) -> dict[str, StoredTensor]:
+    items: list[tuple[Slot, str, ListedTensor | None, Box]] = [
+        (slot, f"the chunk at {[a for a, _ in box]} of `{tensor.name}`", tensor, box)
+        for tensor in listed
+        for box, slot in tensor.chunks
+    ]
+    items += [(slot, f"the object `{name}`", None, ()) for name, slot in objects.items()]
+    # File by file, each from its beginning: one open file at a time, and a cold disk reads forward.
+    items.sort(key=lambda item: (item[0].file, item[0].offset))
+    placed: dict[tuple[str, Box], Chunk] = {}
+    for name, group in itertools.groupby(items, key=lambda item: item[0].file):
+        members = list(group)
+        with _opened(folder / name, members[0][1]) as stream:
+            descriptor = stream.fileno()
+            size = os.fstat(descriptor).st_size
+            for slot, what, tensor, box in members:
+                end = slot.offset + slot.length
+                if end > size:
+                    message = f"has {size} bytes, but {what} ends at byte {end}"
+                    raise _error("MS654", message, str(folder / name))
+                if tensor is None:
+                    continue
+                try:
+                    place = _locate(descriptor, slot)
+                    _compare(place, tensor, box)
+                except ItemError as problem:
+                    raise _error(problem.code, f"{what}: {problem}", str(folder / name)) from problem
+                placed[tensor.name, box] = Chunk(box, name, slot.offset + place.offset, place.nbytes)
+    return {
+        t.name: StoredTensor(t.name, t.dtype, t.shape, tuple(placed[t.name, box] for box, _ in t.chunks))
+        for t in listed
+    }
+
+
+def _opened(path: Path, what: str) -> FileIO:
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        message = f"cannot be opened ({error.strerror or error}), but {what} should lie there"
+        raise _error("MS654", message, str(path)) from error
+
+
+def _locate(descriptor: int, slot: Slot) -> Place:
+    if slot.transforms:
+        raise ItemError("MS658", f"was transformed when written: {', '.join(slot.transforms)}")
+    if slot.file.endswith(".safetensors"):
+        raise ItemError("MS658", "is stored as safetensors")
+    return locate(Window(partial(_pread, descriptor, slot.offset), slot.length))
+
+
+def _pread(descriptor: int, start: int, offset: int, count: int) -> bytes:
+    return os.pread(descriptor, count, start + offset)
+
+
+def _compare(place: Place, tensor: ListedTensor, box: Box) -> None:
+    if place.dtype != tensor.dtype:
+        raise ItemError("MS656", f"holds {place.dtype}, `.metadata` says {tensor.dtype}")
+    if place.shape != box_shape(box):
+        raise ItemError("MS656", f"has the shape {list(place.shape)}, `.metadata` says {list(box_shape(box))}")
+
+
+def _finding(code: str, message: str, where: str) -> Diagnostic:
+    return Diagnostic(code, message, where=where, help=_HELP.get(code))
+
+
+def _error(code: str, message: str, where: str) -> CheckpointError:
+    return CheckpointError(_finding(code, message, where))
