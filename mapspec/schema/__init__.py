@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -11,13 +12,13 @@ from pydantic_core import ErrorDetails
 
 from mapspec.diagnostics import Diagnostic, Span, nearest
 from mapspec.errors import SpecError
-from mapspec.schema import v1
+from mapspec.schema import provider_v1, v1
 from mapspec.text import Path_, Tree
 
-__all__ = ["API_VERSIONS", "KINDS", "json_schema", "validate"]
+__all__ = ["API_VERSIONS", "KINDS", "json_schema", "schema_text", "validate"]
 
 API_VERSIONS = ("mapspec/v1",)
-KINDS: dict[str, type[BaseModel]] = {"Mapping": v1.Mapping}
+KINDS: dict[str, type[BaseModel]] = {"Mapping": v1.Mapping, "Provider": provider_v1.Provider}
 
 
 @cache
@@ -146,3 +147,8 @@ def _variants(root: dict[str, Any], node: dict[str, Any]) -> Iterator[dict[str, 
     for key in ("anyOf", "oneOf", "allOf"):
         for child in node.get(key, ()):
             yield from _variants(root, child)
+
+
+def schema_text(kind: str = "Mapping") -> str:
+    """The JSON Schema as it is committed beside this module."""
+    return json.dumps(json_schema(kind), indent=2, ensure_ascii=False) + "\n"

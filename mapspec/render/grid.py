@@ -1,0 +1,51 @@
+"""Pieces that the reports share: tables for terminals and Markdown, byte counts, the JSON envelope."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mapspec.render.findings import FORMAT_VERSION
+
+__all__ = ["SIDES", "as_json", "draw_grid", "human_bytes"]
+
+SIDES = {"hf": "Hugging Face", "megatron": "Megatron", "stored": "torch_dist"}
+
+
+def human_bytes(n: float) -> str:
+    """Bytes in decimal units, as disks and networks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def as_json(kind: str, body: dict[str, Any]) -> str:
+    return json.dumps({"format_version": FORMAT_VERSION, "kind": kind, **body}, indent=2)
+
+
+def draw_grid(columns: Sequence[str], rows: Iterable[Sequence[str]], format: str) -> str:
+    """A table as Markdown, or drawn for a terminal of any width (long names are folded, never cut)."""
+    if format == "md":
+        escaped = (["`" + c + "`" if "{" in c or "." in c else c for c in row] for row in rows)
+        lines = [columns, ["---"] * len(columns), *escaped]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    grid = RichTable(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    for i, name in enumerate(columns):
+        grid.add_column(name, overflow="fold", justify="right" if i and name in ("tensors", "elements") else "left")
+    for row in rows:
+        grid.add_row(*(cell.replace("[", r"\[") for cell in row))
+    stream = io.StringIO()
+    Console(file=stream, width=_width(), force_terminal=False).print(grid)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+
+
+def _width() -> int:
+    return max(100, min(shutil.get_terminal_size((160, 24)).columns, 220))
