@@ -226,16 +226,19 @@ def test_missing_and_truncated_files(tmp_path):
         refusal(tmp_path, "MS652")
 
 
-def test_damage_anywhere_is_a_finding_or_harmless(tmp_path):
+@pytest.mark.parametrize("after_a_sound_one", [False, True])  # items like an earlier one take a shorter way
+def test_damage_anywhere_is_a_finding_or_harmless(tmp_path, after_a_sound_one):
     item = saved_item(WEIGHT)
     place = item.index(raw(WEIGHT))
-    folder = one_tensor(tmp_path, item)
+    sound = saved_item(WEIGHT + 1) if after_a_sound_one else b""
+    items = {"a": ([4, 6], torch.float32, [([0, 0], [4, 6], sound)])} if sound else {}
+    folder = checkpoint_of(tmp_path, items | {"w": ([4, 6], torch.float32, [([0, 0], [4, 6], item)])})
     file = folder / "__0_0.distcp"
     caught = 0
     for position in [n for n in range(len(item)) if not place <= n < place + 96]:
         broken = bytearray(item)
         broken[position] ^= 0xFF
-        file.write_bytes(broken)
+        file.write_bytes(sound + broken)
         try:
             tensor = open_torch_dist(folder).tensors["w"]
         except CheckpointError:
@@ -244,7 +247,7 @@ def test_damage_anywhere_is_a_finding_or_harmless(tmp_path):
             assert stored(folder, tensor) == raw(WEIGHT), position
     assert caught > 400
     metadata = (folder / ".metadata").read_bytes()
-    file.write_bytes(item)
+    file.write_bytes(sound + item)
     for position in range(len(metadata)):
         broken = bytearray(metadata)
         broken[position] ^= 0x11

@@ -8,9 +8,9 @@ from typing import Any
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
+from mapspec.io.torch_dist.archive import ItemError, Window, record, records
 from mapspec.io.torch_dist.metadata import Slot
 from mapspec.io.torch_dist.unpickle import RefusedGlobalError, UnreadablePickleError, load_common
-from mapspec.io.torch_dist.zipitem import ItemError, Window, record, records
 
 __all__ = ["COMMON_FILE", "COMMON_OBJECT", "common_from_file", "common_from_object"]
 

@@ -9,18 +9,16 @@ from typing import Any
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
-from mapspec.io.torch_dist.unpickle import (
+from mapspec.io.torch_dist.stand_ins import (
     BytesMeta,
     ChunkMeta,
     Index,
     Metadata,
     Properties,
-    RefusedGlobalError,
     StorageInfo,
     TensorMeta,
-    UnreadablePickleError,
-    load_metadata,
 )
+from mapspec.io.torch_dist.unpickle import RefusedGlobalError, UnreadablePickleError, load_metadata
 from mapspec.tensors import Box
 
 __all__ = ["ListedTensor", "Listing", "Slot", "read_listing"]

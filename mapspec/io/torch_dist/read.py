@@ -13,13 +13,14 @@ from typing import Any
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
+from mapspec.io.torch_dist.archive import ItemError, Window
 from mapspec.io.torch_dist.common import COMMON_FILE, COMMON_OBJECT, common_from_file, common_from_object
 from mapspec.io.torch_dist.folder import METADATA, find_folder
 from mapspec.io.torch_dist.metadata import ListedTensor, Slot, read_listing
 from mapspec.io.torch_dist.nogc import gc_paused
 from mapspec.io.torch_dist.run_config import read_run_config
 from mapspec.io.torch_dist.tiling import tiling_problem
-from mapspec.io.torch_dist.zipitem import ItemError, Place, Window, locate
+from mapspec.io.torch_dist.zipitem import Locator, Place
 from mapspec.tensors import DTYPES, Box, Chunk, StoredTensor, box_shape
 
 __all__ = ["TorchDistCheckpoint", "open_torch_dist"]
@@ -132,6 +133,7 @@ def _place(folder: Path, listed: list[ListedTensor], objects: Mapping[str, Slot]
     # File by file, each from its beginning: one open file at a time, and a cold disk reads forward.
     items.sort(key=lambda item: (item[0].file, item[0].offset))
     placed: dict[tuple[str, Box], Chunk] = {}
+    locator = Locator()
     for name, group in itertools.groupby(items, key=lambda item: item[0].file):
         members = list(group)
         with _opened(folder / name, members[0][1]) as stream:
@@ -145,7 +147,7 @@ def _place(folder: Path, listed: list[ListedTensor], objects: Mapping[str, Slot]
                 if tensor is None:
                     continue
                 try:
-                    place = _locate(descriptor, slot)
+                    place = _locate(locator, descriptor, slot)
                     _compare(place, tensor, box)
                 except ItemError as problem:
                     raise _error(problem.code, f"{what}: {problem}", str(folder / name)) from problem
@@ -164,12 +166,12 @@ def _opened(path: Path, what: str) -> FileIO:
         raise _error("MS654", message, str(path)) from error
 
 
-def _locate(descriptor: int, slot: Slot) -> Place:
+def _locate(locator: Locator, descriptor: int, slot: Slot) -> Place:
     if slot.transforms:
         raise ItemError("MS658", f"was transformed when written: {', '.join(slot.transforms)}")
     if slot.file.endswith(".safetensors"):
         raise ItemError("MS658", "is stored as safetensors")
-    return locate(Window(partial(_pread, descriptor, slot.offset), slot.length))
+    return locator.locate(Window(partial(_pread, descriptor, slot.offset), slot.length))
 
 
 def _pread(descriptor: int, start: int, offset: int, count: int) -> bytes:

@@ -1,0 +1,95 @@
+"""What the pickles of a checkpoint are made of once read: inert classes of ours in the place of torch's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "BytesMeta",
+    "ChunkMeta",
+    "Foreign",
+    "Index",
+    "Metadata",
+    "Properties",
+    "StorageInfo",
+    "StorageRef",
+    "StoredObject",
+    "TensorMeta",
+    "TensorRecord",
+]
+
+
+class StoredObject:
+    """An object of the pickle, of which only constructor arguments and state are kept.
+
+    `BUILD` finds `__setstate__` on the class as well, so a pickle that tries to alter a class gets a `TypeError`.
+    """
+
+    args: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *args: Any) -> StoredObject:
+        made = object.__new__(cls)
+        made.args = args
+        made.state = None
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def field(self, name: str, default: Any = None) -> Any:
+        """The attribute that the object had, or `default`."""
+        return self.state.get(name, default) if isinstance(self.state, dict) else default
+
+
+class Metadata(StoredObject):
+    """torch.distributed.checkpoint.metadata.Metadata, or megatron-core's subclass of it."""
+
+
+class TensorMeta(StoredObject):
+    """TensorStorageMetadata: `properties`, `size`, `chunks`."""
+
+
+class BytesMeta(StoredObject):
+    """BytesStorageMetadata: a byte object, without attributes."""
+
+
+class ChunkMeta(StoredObject):
+    """ChunkStorageMetadata: `offsets`, `sizes`."""
+
+
+class Properties(StoredObject):
+    """TensorProperties; its state is a tuple that begins with the data type."""
+
+
+class Index(StoredObject):
+    """MetadataIndex: `fqn`, `offset`, `index`."""
+
+
+class StorageInfo(StoredObject):
+    """_StorageInfo: `relative_path`, `offset`, `length`, `transform_descriptors`."""
+
+
+class Foreign(StoredObject):
+    """Anything else that may occur and that nobody asks about: save plans, paths, enum members."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRef:
+    """The storage of a tensor: record name under `data/` and size in bytes. `dtype` is `None` if untyped."""
+
+    key: str
+    dtype: str | None
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """A tensor as `torch.save` describes it; offset and strides in elements."""
+
+    storage: StorageRef
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
