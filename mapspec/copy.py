@@ -148,8 +148,8 @@ def _jobs(fills: Sequence[Fill], layout: Layout) -> list[Job]:
         Job(
             file,
             size,
-            tuple(sorted(layout.framing.get(file, ()), key=lambda framing: framing.offset)),
-            tuple(sorted(by_file[file], key=lambda fill: (fill.chunk.offset, fill.chunk.nbytes))),
+            tuple(sorted((f for f in layout.framing.get(file, ()) if f.data), key=lambda f: f.offset)),
+            tuple(sorted((f for f in by_file[file] if f.chunk.nbytes), key=lambda f: f.chunk.offset)),
         )
         for file, size in sorted(layout.file_sizes.items(), key=lambda item: (-item[1], item[0]))
     ]

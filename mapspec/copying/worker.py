@@ -1,0 +1,274 @@
+"""Writing one destination file: framing and chunks in the order of their bytes, in few and large writes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from mapspec.copying.gather import Gather, Scratch
+from mapspec.copying.pieces import BoxIndex, Piece, Run, pieces_of, runs_of
+from mapspec.copying.source import ReadProblem, SourceFiles
+from mapspec.diagnostics import Diagnostic, Note
+from mapspec.errors import ConvertError
+from mapspec.fill import Fill
+from mapspec.io.layout import Framing
+from mapspec.tensors import StoredTensor
+
+__all__ = ["Job", "Stopped", "Worker", "write_problem"]
+
+# Above 2 MiB a block no longer fits the cache next to the core, and copying becomes several times slower.
+_BLOCK = 1 << 20
+_PAGE = 4096
+# Strided pieces with runs of at least this length are read run by run, shorter ones are gathered.
+_SHORTEST_RUN = 1 << 16
+_ZEROS = bytes(_BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A destination file to be written: name, size in bytes, framing, and the fills of its chunks by offset, none of them
+    empty."""
+
+    file: str
+    size: int
+    framing: tuple[Framing, ...]
+    fills: tuple[Fill, ...]
+
+
+class Stopped(Exception):  # noqa: N818
+    """Another worker has met with a failure; this one ends without one of its own."""
+
+
+class Worker:
+    """Writes jobs, one after the other. For one thread.
+
+    Args:
+        source_root, target_root: the checkpoint folders.
+        sharers: number of workers in this process.
+        fsync: whether a file shall be on disk when its job is done.
+        wrote: called with the file and the number of bytes after each write; raises `Stopped` to end the work.
+    """
+
+    def __init__(
+        self, source_root: Path, target_root: Path, *, sharers: int, fsync: bool, wrote: Callable[[str, int], None]
+    ) -> None:
+        self._files = SourceFiles(source_root, sharers)
+        self._target_root = target_root
+        self._fsync = fsync
+        self._wrote = wrote
+        self._scratch = Scratch()
+        self._buffer = self._scratch.block[:_BLOCK]
+        self._indexes: dict[int, tuple[StoredTensor, BoxIndex]] = {}
+        self._fd = -1
+        self._file = ""
+        # the part of the buffer that waits to be written: from where in the file, from where and to where in the buffer
+        self._at = self._low = self._high = 0
+
+    def close(self) -> None:
+        """Close the source files."""
+        self._files.close()
+
+    def write(self, job: Job) -> None:
+        """Create and fill the job's file. Raises `ConvertError`, or `Stopped`."""
+        path = self._target_root / job.file
+        self._file = job.file
+        self._low = self._high = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                if job.size:
+                    os.posix_fallocate(self._fd, 0, job.size)
+                self._fill(job)
+                self._flush()
+                if self._fsync:
+                    os.fsync(self._fd)
+            finally:
+                os.close(self._fd)
+        except ReadProblem as problem:
+            raise ConvertError(_read_finding(problem, job)) from problem
+        except OSError as error:
+            raise ConvertError(write_problem(error, path)) from error
+
+    def _fill(self, job: Job) -> None:
+        waiting = self._plan(job)
+        last: tuple[int, str | None, int, int] = (0, None, 0, 0)
+        for step in waiting:
+            if isinstance(step, Framing):
+                self._run(*last)
+                last = (0, None, 0, 0)
+                self._put(step.offset, step.data)
+            elif isinstance(step, list):
+                self._run(*last)
+                last = (0, None, 0, 0)
+                self._flush()
+                self._gather(step)
+            else:
+                at, file, offset, length = step
+                before, source, start, held = last
+                if source == file and before + held == at and (file is None or start + held == offset):
+                    last = (before, file, start, held + length)
+                else:
+                    self._run(*last)
+                    last = step
+        self._run(*last)
+
+    def _plan(self, job: Job) -> Iterator[Framing | Run | list[tuple[int, Gather]]]:
+        """What to write, by offset in the file. Chunks of a tensor that must be gathered come together with the first
+        of them, so that rows of the source that they share are read once."""
+        later: dict[str, list[int]] = {}
+        for position, fill in enumerate(job.fills):
+            later.setdefault(fill.tensor.name, []).append(position)
+        framing = iter((*job.framing, Framing(job.size, b"")))
+        upcoming = next(framing)
+        done: set[int] = set()
+        end = 0
+        for position, fill in enumerate(job.fills):
+            while upcoming.offset <= fill.chunk.offset and upcoming.offset < job.size:
+                _in_order(job.file, end, upcoming.offset)
+                end = upcoming.offset + len(upcoming.data)
+                yield upcoming
+                upcoming = next(framing)
+            _in_order(job.file, end, fill.chunk.offset)
+            end = fill.chunk.offset + fill.chunk.nbytes
+            if position in done:
+                continue
+            compiled = self._compile(fill)
+            if isinstance(compiled, list):
+                yield from compiled
+                continue
+            group = [(fill.chunk.offset, compiled)]
+            for other in later[fill.tensor.name]:
+                if other > position and other not in done:
+                    sibling = self._compile(job.fills[other])
+                    if isinstance(sibling, Gather):
+                        group.append((job.fills[other].chunk.offset, sibling))
+                        done.add(other)
+            yield group
+        while upcoming.offset < job.size:
+            _in_order(job.file, end, upcoming.offset)
+            end = upcoming.offset + len(upcoming.data)
+            yield upcoming
+            upcoming = next(framing)
+        _in_order(job.file, end, job.size)
+
+    def _compile(self, fill: Fill) -> list[Run] | Gather:
+        chunk, dtype = fill.chunk, fill.tensor.dtype
+        if (run := _whole_chunk(fill)) is not None:
+            return [run]
+        pieces: Sequence[Piece] = pieces_of(fill.tensor.name, chunk.box, fill.parts, self._indexes)
+        runs = runs_of(pieces, chunk.box, dtype, _SHORTEST_RUN)
+        if runs is None:
+            return Gather(chunk.box, dtype, pieces)
+        return [(chunk.offset + at, file, offset, length) for at, file, offset, length in runs]
+
+    def _gather(self, group: Sequence[tuple[int, Gather]]) -> None:
+        """Fill several chunks, a block of each in turn: blocks of the same rows share what was read for the first."""
+        self._scratch.held = None
+        block = self._scratch.block
+        for blocks in zip_longest(*(gather.blocks() for _, gather in group)):
+            for (start, gather), ready in zip(group, blocks, strict=True):
+                if ready is not None:
+                    box, offset, length = ready
+                    gather.read(box, block[:length], self._files, self._scratch)
+                    self._write(block[:length], start + offset)
+
+    def _run(self, at: int, file: str | None, offset: int, length: int) -> None:
+        """Copy a run through the buffer, which is written when it is full or the next run does not follow on."""
+        while length:
+            room = self._room(at)
+            take = min(length, len(room))
+            if file is None:
+                room[:take] = _ZEROS[:take]
+            else:
+                self._files.read_into(room[:take], file, offset)
+            self._high += take
+            at, offset, length = at + take, offset + take, length - take
+
+    def _put(self, at: int, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            room = self._room(at)
+            take = min(len(left), len(room))
+            room[:take] = left[:take]
+            self._high += take
+            at, left = at + take, left[take:]
+
+    def _room(self, at: int) -> memoryview:
+        """Free space of the buffer for bytes that belong at offset `at` of the file."""
+        if self._high == _BLOCK or self._at + self._high - self._low != at:
+            self._flush()
+        if self._high == self._low:
+            # Pages of the buffer and of the file coincide.
+            self._at, self._low = at, at % _PAGE
+            self._high = self._low
+        return self._buffer[self._high :]
+
+    def _flush(self) -> None:
+        if self._high > self._low:
+            self._write(self._buffer[self._low : self._high], self._at)
+        self._low = self._high = 0
+
+    def _write(self, view: memoryview, at: int) -> None:
+        length = len(view)
+        while view:
+            written = os.pwrite(self._fd, view, at)
+            at, view = at + written, view[written:]
+        self._wrote(self._file, length)
+
+
+def _whole_chunk(fill: Fill) -> Run | None:
+    """The common case without arithmetic: the chunk is a chunk of the source."""
+    if len(fill.parts) != 1:
+        return None
+    part = fill.parts[0]
+    source = part.source
+    if source is None or len(source.chunks) != 1 or source.dtype != fill.tensor.dtype:
+        return None
+    held = source.chunks[0]
+    if part.source_box != held.box or part.box != fill.chunk.box or held.nbytes != fill.chunk.nbytes:
+        return None
+    return fill.chunk.offset, held.file, held.offset, held.nbytes
+
+
+def _in_order(file: str, end: int, start: int) -> None:
+    if start < end:
+        raise AssertionError(f"layout of {file} writes byte {start} twice")
+
+
+def _read_finding(problem: ReadProblem, job: Job) -> Diagnostic:
+    names = ("?", "?")
+    for fill in job.fills:
+        for part in fill.parts:
+            for chunk in part.source.chunks if part.source else ():
+                if chunk.file == problem.file and chunk.offset <= problem.offset < chunk.offset + chunk.nbytes:
+                    assert part.source is not None
+                    names = (part.source.name, fill.tensor.name)
+    return Diagnostic(
+        "MS703",
+        f"`{problem.file}` {problem.what}",
+        where=problem.file,
+        notes=(Note(f"while reading `{names[0]}` for `{names[1]}` in `{job.file}`"),),
+        help="the source changed or its disk has trouble; check it, then convert again",
+    )
+
+
+def write_problem(error: OSError, path: Path) -> Diagnostic:
+    """The finding for a destination file that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Diagnostic(
+            "MS702",
+            f"no room to write `{path.name}`: {error.strerror}",
+            where=str(path),
+            help="free some space or choose another destination, then convert again",
+        )
+    return Diagnostic(
+        "MS704",
+        f"`{path.name}` cannot be written: {error.strerror}",
+        where=str(path),
+        help="check the destination's permissions and its disk",
+    )

@@ -1,0 +1,212 @@
+"""Publishing a folder: complete or not at all; and the progress displays beside it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from mapspec.errors import ConvertError
+from mapspec.progress import JsonProgress, NoProgress, PlainProgress, progress_for
+from mapspec.publish import leftovers, publishing
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def refused(destination: Path, **options: object) -> str:
+    with pytest.raises(ConvertError) as caught, publishing(destination, **options):  # type: ignore[arg-type]
+        raise AssertionError("the work must not begin")
+    (finding,) = caught.value.diagnostics
+    assert finding.help
+    return f"{finding.code} {finding.message}"
+
+
+def test_appears_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "model"
+    with publishing(target) as folder:
+        assert folder.parent == target.parent
+        assert leftovers(target) == (folder,)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").write_text("1")
+        assert not target.exists()
+    assert (target / "sub" / "x").read_text() == "1"
+    assert names(target.parent) == ["model"]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert target.stat().st_mode == plain.stat().st_mode
+
+
+def test_into_an_empty_folder_and_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with publishing(tmp_path / "link") as folder:
+        (folder / "x").write_text("1")
+    assert (tmp_path / "real" / "x").exists()
+    assert names(tmp_path) == ["link", "real"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("existing", [False, True])
+def test_nothing_is_left_after_an_error(tmp_path: Path, error: type[BaseException], existing: bool) -> None:
+    if existing:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "old").write_text("old")
+    with pytest.raises(error), publishing(tmp_path / "model", overwrite=existing) as folder:  # noqa: PT012
+        (folder / "model.safetensors").write_text("half")
+        raise error
+    assert names(tmp_path) == (["model"] if existing else [])
+    assert not existing or (tmp_path / "model" / "old").read_text() == "old"
+
+
+def test_taken_unless_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+    assert refused(target) == "MS710 the destination exists and is not empty"
+    with publishing(target, overwrite=True) as folder:
+        (folder / "new").write_text("new")
+        assert names(target) == ["old"]
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["model"]
+    (tmp_path / "file").write_text("")
+    assert refused(tmp_path / "file", overwrite=True) == "MS710 the destination is a file"
+    assert refused(Path("/")) == "MS710 the root folder cannot be a destination"
+
+
+def test_filled_by_somebody_else_meanwhile(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with pytest.raises(ConvertError, match="MS710 the destination exists"), publishing(target) as folder:  # noqa: PT012
+        (folder / "mine").write_text("")
+        target.mkdir()
+        (target / "theirs").write_text("")
+    assert names(tmp_path) == ["model"]
+    assert names(target) == ["theirs"]
+
+
+def test_old_one_comes_back_when_the_rename_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+    real = Path.rename
+
+    def rename(self: Path, to: Path) -> Path:
+        if "partial" in self.name:
+            raise PermissionError(1, "Operation not permitted")
+        return real(self, to)
+
+    with (
+        mock.patch.object(Path, "rename", rename),
+        pytest.raises(ConvertError, match="MS712 the destination cannot be made: Operation not permitted"),
+        publishing(target, overwrite=True) as folder,
+    ):
+        (folder / "new").write_text("new")
+    assert names(tmp_path) == ["model"]
+    assert names(target) == ["old"]
+
+
+def test_not_over_the_source(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (tmp_path / "link").symlink_to("source")
+    for path, how in [
+        (source, "is"),
+        (tmp_path / "link", "is"),
+        (source / "sub" / "x", "lies inside"),
+        (tmp_path, "holds"),
+    ]:
+        said = refused(path, overwrite=True, sources=[source])
+        assert said == f"MS711 the destination {how} the source `{source}`"
+
+
+def test_parent_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert refused(tmp_path / "file" / "model").startswith("MS712 the destination cannot be made: ")
+    with mock.patch.object(Path, "mkdir", side_effect=OSError(30, "Read-only file system")):
+        assert refused(tmp_path / "model") == "MS712 the destination cannot be made: Read-only file system"
+
+
+def test_killed_outright(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom mapspec.publish import publishing\n"
+        "with publishing(sys.argv[1]) as folder:\n (folder / 'x').write_text('x')\n os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], check=False)
+    (left,) = leftovers(tmp_path / "model")
+    assert left.name.startswith(".model.mapspec-partial-")
+    with publishing(tmp_path / "model") as folder:
+        (folder / "x").write_text("y")
+    assert leftovers(tmp_path / "model") == (left,)
+
+
+def test_everything_is_on_disk_before_the_rename(tmp_path: Path) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name.split(".mapspec")[0])
+        real(fd)
+
+    with mock.patch("os.fsync", fsync), publishing(tmp_path / "model") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").write_text("1")
+    assert synced == ["x", "sub", ".model", tmp_path.name]
+
+
+def test_plain_and_json_progress() -> None:
+    stream = io.StringIO()
+    plain = PlainProgress(stream, every=0)
+    plain.start(2_000_000)
+    plain.advance(500_000, "a.safetensors")
+    plain.finish()
+    first, last = stream.getvalue().splitlines()
+    assert first.startswith(" 25 %  500.0 kB of 2.0 MB  ")
+    assert first.endswith("/s  a.safetensors")
+    assert last.startswith(" 25 %")
+    stream = io.StringIO()
+    lines = JsonProgress(stream, every=0)
+    lines.start(10)
+    lines.advance(10, "a")
+    lines.finish()
+    first_line, last_line = map(json.loads, stream.getvalue().splitlines())
+    assert (first_line["bytes"], first_line["total_bytes"], first_line["file"]) == (10, 10, "a")
+    assert "file" not in last_line
+    quiet = io.StringIO()
+    seldom = PlainProgress(quiet)
+    seldom.start(0)
+    seldom.advance(0, "a")
+    seldom.finish()
+    assert quiet.getvalue() == "100 %  0 B of 0 B  0 B/s\n"
+
+
+def test_the_display_follows_the_stream() -> None:
+    stream = io.StringIO()
+    assert type(progress_for(stream)) is PlainProgress
+    assert type(progress_for(stream, "plain")) is PlainProgress
+    assert type(progress_for(stream, "json")) is JsonProgress
+    assert type(progress_for(stream, "none")) is NoProgress
+    with mock.patch.object(stream, "isatty", return_value=True):
+        bar = progress_for(stream)
+        bar.start(100)
+        worker = threading.Thread(target=bar.advance, args=(100, "[a]"))
+        worker.start()
+        worker.join()
+        bar.finish()
+        assert type(progress_for(stream, "plain")) is PlainProgress
+    assert (
+        "rich"
+        not in subprocess.run(
+            [sys.executable, "-c", "import sys, mapspec.progress, mapspec.copy, mapspec.publish; print(*sys.modules)"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+    )
