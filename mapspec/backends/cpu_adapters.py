@@ -7,6 +7,7 @@ it, and put back afterwards. The torch package itself is never altered, so nothi
 Module of Megatron-Core: what it wants -> what it gets
 
 * transformer.moe.router: the current CUDA device for its buffers -> the CPU device
+* transformer.multi_token_prediction: the current CUDA device for its loss log -> the CPU device
 * transformer.moe.token_dispatcher: counts moved off the GPU, as numpy arrays -> the arrays, from CPU tensors too
 * tensor_parallel.mappings: the current device for what ranks exchange -> the CPU device
 * transformer.moe.token_dispatcher: a side stream and events for copies -> streams that do nothing
@@ -171,12 +172,13 @@ def _replacements(final_norm: Callable[..., Any] | None) -> Iterator[tuple[Any, 
     from megatron.core.models.common.language_module import language_module
     from megatron.core.models.hybrid import hybrid_block
     from megatron.core.tensor_parallel import mappings, random
-    from megatron.core.transformer import utils
+    from megatron.core.transformer import multi_token_prediction, utils
     from megatron.core.transformer.moe import moe_layer, router, token_dispatcher
 
     from mapspec.backends.reference_layers import DuplicatedLinear, build_norm
 
-    for module in (mappings, router, token_dispatcher, filesystem_async, state_dict_saver):
+    users = (mappings, multi_token_prediction, router, token_dispatcher, filesystem_async, state_dict_saver)
+    for module in users:
         yield module, "torch", _TORCH
     # Blocking saves write with threads of this process; a queue for other processes would cost a second interpreter.
     yield filesystem_async, "_results_queue", queue.Queue()

@@ -54,12 +54,12 @@ def spawn(
     world: int,
     *args: Any,
     sizes: ParallelSizes | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = 180.0,
 ) -> list[Any]:
     """Run `fn(rank, *args)` on `world` ranks, with Megatron's parallel state set up; the results, by rank.
 
     `fn` must be importable by name. Raises RankError soon after a rank fails, or when the deadline passes; the
-    remaining ranks are ended in both cases.
+    remaining ranks are ended in both cases. The deadline covers the start of the server, slow on a busy machine.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)

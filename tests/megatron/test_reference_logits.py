@@ -12,9 +12,9 @@ from oracle import build_for, fill_model, load_with_megatron, read_hf, save_with
 from torch import Tensor
 
 from mapspec.backends.reference import ParallelSizes, cpu_adapters, one_process_group, reference_logits
-from mapspec.backends.reference_mamba import ssd_scan
+from mapspec.backends.reference_ssd import ssd_scan
 
-pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("megatron")]
+pytestmark = pytest.mark.megatron
 
 TOLERANCE = 1e-4
 

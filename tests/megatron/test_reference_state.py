@@ -25,7 +25,7 @@ from mapspec.backends.reference import (
     reference_logits,
 )
 
-pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("megatron")]
+pytestmark = pytest.mark.megatron
 
 GOLDEN = Path(__file__).parent / "golden"
 FLAVOURS = {
@@ -165,7 +165,7 @@ def hang(rank: int) -> None:
 
 def test_errors_of_ranks_come_home() -> None:
     with pytest.raises(RankError, match="rank one is out"):
-        spawn(fail_on_one, 2, timeout_s=30)
+        spawn(fail_on_one, 2)
 
 
 def test_ranks_do_not_outlive_the_deadline() -> None:
