@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from mapspec.axes import BoundAxis, Position
 from mapspec.bind import Bound, BoundDim, BoundRule, Side
@@ -181,8 +182,7 @@ class Row:
             )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A row's share in a tensor of some surface."""
 
     row: Row
@@ -228,10 +228,13 @@ class Table:
     def _inventory(self, surface: str) -> Mapping[str, TensorDecl]:
         members: dict[str, list[Member]] = {}
         for row in self.rows:
-            if row.megatron in self.tied and surface != "hf":
+            if surface != "hf" and row.megatron in self.tied:
                 continue
+            position = row.position
             for form in row.forms.surfaces[surface]:
-                members.setdefault(form.name(row.position), []).append(Member(row, form))
+                # As `form.name(position)`, written out: this loop runs for every expert of every layer.
+                name = form.pattern.template % tuple([position[h] for h in form.pattern.occurrences]) + form.suffix
+                members.setdefault(name, []).append(Member(row, form))
         return {
             name: TensorDecl(name, found[0].form.shape, found[0].row.rule.dtype, tuple(found))
             for name, found in members.items()

@@ -19,7 +19,7 @@ from mapspec.io.hf_folder import open_hf
 from mapspec.io.torch_dist import open_torch_dist
 from mapspec.prepare import Request
 
-pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("megatron")]
+pytestmark = pytest.mark.megatron
 
 MODELS: dict[str, TinyModel] = {
     **VARIANTS,
