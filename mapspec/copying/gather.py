@@ -27,6 +27,8 @@ type Array = npt.NDArray[Any]
 UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 CASTABLE = frozenset({"float16", "bfloat16", "float32", "float64"})
 
+# Measured: rows put together out of slabs want blocks of 1 MiB, as does everything that is copied straight. Cutting
+# rows into slabs wants to read more than that at once, so that what is written to each slab is not too short.
 _BLOCK = 1 << 20
 _SMALLEST = 1 << 16
 _STAGE = 4 << 20
@@ -88,7 +90,7 @@ class Gather:
         self._item = itemsize(dtype)
         self._index = BoxIndex([piece.box for piece in pieces])
         self._strides = dense_strides(box_shape(box), self._item)
-        self.block_bytes = max(_SMALLEST, _BLOCK // self._spread())
+        self.block_bytes = max(_SMALLEST, min(_BLOCK, _STAGE // self._spread()))
         changing = {piece.dtype for piece in pieces if piece.file is not None and piece.dtype != dtype}
         if changing and not (changing | {dtype}) <= CASTABLE:
             raise AssertionError(f"no cast from {sorted(changing)} to {dtype}")
@@ -123,7 +125,7 @@ class Gather:
             outer = next((axis for axis, extent in enumerate(shape) if extent > 1), None)
             if piece.file is not None and outer is not None and piece.strides[outer] <= _FAR:
                 row = numel(shape[outer + 1 :]) * itemsize(piece.dtype)
-                spread = max(spread, piece.strides[outer] // max(1, row))
+                spread = max(spread, -(-piece.strides[outer] // row))
         return spread
 
     def read(self, box: Box, out: memoryview, files: SourceFiles, scratch: Scratch) -> None:

@@ -30,8 +30,10 @@ _ZEROS = bytes(_BLOCK)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A destination file to be written: name, size in bytes, framing, and the fills of its chunks by offset, none of them
-    empty."""
+    """A destination file to be written: name, size in bytes, framing, and the fills of its chunks.
+
+    Framing and fills are sorted by offset, and none of them is empty.
+    """
 
     file: str
     size: int
