@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from mapspec.io.layout import Framing, Layout, NewTensor
 from mapspec.io.safetensors_header import DTYPE_CODES, METADATA_KEY
 from mapspec.io.safetensors_index import INDEX_FILE, SINGLE_FILE
+from mapspec.io.torch_dist.nogc import gc_paused
 from mapspec.tensors import Chunk, StoredTensor, itemsize, numel, whole
 
 __all__ = ["layout_safetensors"]
@@ -20,6 +21,7 @@ _CODE_OF = {dtype: code for code, dtype in DTYPE_CODES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_CODES.values())}
 
 
+@gc_paused()
 def layout_safetensors(
     tensors: Sequence[NewTensor],
     *,
@@ -97,7 +99,7 @@ def _place(
     header: dict[str, object] = {METADATA_KEY: dict(metadata)} if metadata else {}
     offsets: list[tuple[NewTensor, int, int]] = []
     end = 0
-    for tensor in sorted(members, key=lambda tensor: (-_RANK[tensor.dtype], tensor.name.encode())):
+    for tensor in sorted(members, key=lambda tensor: (-_RANK[tensor.dtype], tensor.name)):
         begin, end = end, end + numel(tensor.shape) * itemsize(tensor.dtype)
         offsets.append((tensor, begin, end))
         header[tensor.name] = {
