@@ -11,13 +11,17 @@ import tempfile
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from mapspec._version import __version__
 from mapspec.errors import MapspecError
 from mapspec.render.findings import render_findings
+
+if TYPE_CHECKING:
+    from mapspec.mapping import CompiledMapping
+    from mapspec.prepare import Request
 
 __all__ = ["app", "main"]
 
@@ -86,6 +90,8 @@ PadOpt = Annotated[
     int | None, typer.Option("--padded-vocab-size", help="Rows of the vocabulary on the Megatron side. Default: as is.")
 ]
 FormatOpt = Annotated[Format, typer.Option("--format", help="How the result is written.")]
+
+FindingFormatOpt = Annotated[FindingFormat, typer.Option("--format", help="How findings are written.")]
 
 
 def _version(show: bool) -> None:
@@ -163,6 +169,26 @@ def plan(
 
 
 @app.command()
+def verify(
+    left: Annotated[Path, typer.Argument(help="Checkpoint folder, of either kind.", show_default=False)],
+    right: Annotated[Path, typer.Argument(help="The other one.", show_default=False)],
+    spec: SpecOpt = None,
+    flavour: FlavourOpt = None,
+    set_: SetOpt = None,
+    megatron_core: VersionOpt = "0.19",
+    format: FindingFormatOpt = FindingFormat.TEXT,
+) -> None:
+    """Compare two checkpoints bit for bit, across kinds; name and locate what differs."""
+    from mapspec.render.plan import render_verified
+    from mapspec.verify import verify
+
+    request = _request(left, None, spec, None, flavour, set_, None, None, megatron_core, None)
+    done = verify(left, right, request)
+    typer.echo(render_verified(done, format.value))
+    raise typer.Exit(1 if done.findings else 0)
+
+
+@app.command()
 def show(
     spec: Annotated[str, typer.Argument(help="Mapping, by name or path.", show_default=False)],
     config: Annotated[Path, typer.Option(help="config.json of the model, or its folder.", show_default=False)],
@@ -214,7 +240,7 @@ def resolve(
 @app.command()
 def lint(
     paths: Annotated[list[Path] | None, typer.Argument(help="Spec files and folders.", show_default="mappings")] = None,
-    format: Annotated[FindingFormat, typer.Option("--format", help="How findings are written.")] = FindingFormat.TEXT,
+    format: FindingFormatOpt = FindingFormat.TEXT,
 ) -> None:
     """Check specs: text, schema, names, and the proof on their reference configs. Needs no checkpoint."""
     from mapspec.choose import spec_files
@@ -275,7 +301,7 @@ def rule(
 def _request(
     source: Path, to: Side | None, spec: str | None, reference: Path | None, flavour: list[str] | None,
     sets: list[str] | None, dtype: str | None, cast: list[str] | None, version: str, padded: int | None,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+) -> Request:  # fmt: skip
     from mapspec.choose import parse_pairs
     from mapspec.prepare import Request
 
@@ -295,7 +321,7 @@ def _request(
 
 def _compiled(
     spec: str, config: Path, flavour: list[str] | None, sets: list[str] | None, version: str, padded: int | None
-):  # type: ignore[no-untyped-def]
+) -> CompiledMapping:
     from mapspec.bind import Choices
     from mapspec.choose import apply_sets, parse_pairs
     from mapspec.io.json_config import read_config

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mapspec.collapse import collapse
 from mapspec.diagnostics import Diagnostic, Note, Span, nearest
+from mapspec.names import Pattern
 from mapspec.table import Table, TensorDecl
 from mapspec.tensors import StoredTensor
 
@@ -76,7 +77,7 @@ def _tied_copies(table: Table) -> frozenset[str]:
     return frozenset(name for key in table.tied for name in table.by_megatron[key].names("hf"))
 
 
-def _lists(table: Table, surface: str) -> list[tuple[str, object, str]]:
+def _lists(table: Table, surface: str) -> list[tuple[str, Pattern, str]]:
     bound = table.bound
     if surface == "stored":
         return [("ignored", pattern, reason) for pattern, reason, _ in bound.ignore_megatron]
@@ -91,10 +92,10 @@ def side_name(surface: str) -> str:
     return {"hf": "Hugging Face", "stored": "torch_dist", "megatron": "Megatron"}[surface]
 
 
-def _listing(names: Sequence[str]) -> str:
+def _listing(names: Sequence[str], most: int = _SHOWN) -> str:
     patterns = collapse(names)
-    shown = ", ".join(f"`{pattern}`" for pattern, _ in patterns[:_SHOWN])
-    return shown + (f" and {len(patterns) - _SHOWN} more patterns" if len(patterns) > _SHOWN else "")
+    shown = ", ".join(f"`{pattern}`" for pattern, _ in patterns[:most])
+    return shown + (f" and {len(patterns) - most} more patterns" if len(patterns) > most else "")
 
 
 def _plural(n: int, noun: str = "tensor") -> str:
@@ -102,25 +103,56 @@ def _plural(n: int, noun: str = "tensor") -> str:
 
 
 def _missing(table: Table, surface: str, missing: Iterable[TensorDecl]) -> Iterator[Diagnostic]:
-    by_rule: dict[Span, list[TensorDecl]] = {}
+    """One finding per mount that is missing as a whole, and one per rule for the rest."""
+    expected: dict[tuple[str, str], int] = {}
+    for decl in table.inventory(surface).values():
+        key = _mount(decl)
+        expected[key] = expected.get(key, 0) + 1
+    by_mount: dict[tuple[str, str], list[TensorDecl]] = {}
     for decl in missing:
-        by_rule.setdefault(decl.members[0].row.rule.span, []).append(decl)
-    for span, decls in by_rule.items():
-        rule = decls[0].members[0].row.rule
-        names = [decl.name for decl in decls]
-        message = f"{_plural(len(names))} missing on the {side_name(surface)} side: {_listing(names)}"
-        counts = ", ".join(f"{axis} = {rule.axes[axis].size}" for axis in rule.positions[0])
-        note = Note(f"rule `{rule.key}` in mount `{rule.mount}`" + (f" expects them for {counts}" if counts else ""))
-        help_ = "the checkpoint is incomplete, or config.json promises what it does not hold (see --set)"
-        yield Diagnostic("MS511", message, span, notes=(note,), help=help_)
+        by_mount.setdefault(_mount(decl), []).append(decl)
+    for key, decls in by_mount.items():
+        if len(decls) == expected[key]:
+            yield _missing_mount(table, surface, key, decls)
+            continue
+        by_rule: dict[Span, list[TensorDecl]] = {}
+        for decl in decls:
+            by_rule.setdefault(decl.members[0].row.rule.span, []).append(decl)
+        for span, found in by_rule.items():
+            yield _missing_rule(surface, span, found)
+
+
+def _mount(decl: TensorDecl) -> tuple[str, str]:
+    rule = decl.members[0].row.rule
+    return rule.scope, rule.mount
+
+
+def _missing_mount(table: Table, surface: str, key: tuple[str, str], decls: Sequence[TensorDecl]) -> Diagnostic:
+    scope = next(s for s in table.bound.linked.scopes if s.id == key[0])
+    mount = scope.spec.mounts[key[1]]
+    message = (
+        f"everything in mount `{key[1]}` is missing on the {side_name(surface)} side: {_plural(len(decls))}, "
+        f"{_listing([decl.name for decl in decls], 2)}"
+    )
+    notes: tuple[Note, ...] = ()
+    if mount.when is not None:
+        notes = (Note(f"the config asks for it: `{mount.when}` holds", scope.span("mounts", key[1], "when")),)
+    help_ = "if the checkpoint is meant to be without it, say so: --set KEY=VALUE changes config.json for this run"
+    return Diagnostic("MS511", message, scope.span("mounts", key[1], of_key=True), notes=notes, help=help_)
+
+
+def _missing_rule(surface: str, span: Span, decls: Sequence[TensorDecl]) -> Diagnostic:
+    rule = decls[0].members[0].row.rule
+    message = f"{_plural(len(decls))} missing on the {side_name(surface)} side: {_listing([d.name for d in decls])}"
+    counts = ", ".join(f"{axis} = {rule.axes[axis].size}" for axis in rule.positions[0])
+    note = Note(f"rule `{rule.key}` in mount `{rule.mount}`" + (f" expects them for {counts}" if counts else ""))
+    help_ = "the checkpoint is incomplete, or config.json promises what it does not hold (see --set)"
+    return Diagnostic("MS511", message, span, notes=(note,), help=help_)
 
 
 def _extra(table: Table, surface: str, extra: Sequence[str], missing: Sequence[str]) -> Iterator[Diagnostic]:
     if not extra:
         return
-    by_shape: dict[str, list[str]] = {}
-    for pattern, _ in collapse(extra):
-        by_shape.setdefault(pattern, [])
     top = table.bound.linked.top
     message = f"{_plural(len(extra))} that no rule maps on the {side_name(surface)} side: {_listing(extra)}"
     hint = nearest(extra[0], missing) if len(missing) < 2000 else None

@@ -22,6 +22,10 @@ from mapspec.tensors import Box, box_shape, numel
 __all__ = ["CompiledMapping", "Resolution", "compile_mapping"]
 
 
+type Tensor = Any
+"""A torch tensor or a numpy array."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resolution:
     """One row that a name belongs to.
@@ -90,7 +94,7 @@ class CompiledMapping:
 
     # --- transforms --------------------------------------------------------------------------------------------
 
-    def hf_to_megatron[T: Any](self, name: str, tensors: Mapping[str, T], shard: Shard = WHOLE) -> T:
+    def hf_to_megatron(self, name: str, tensors: Mapping[str, Tensor], shard: Shard = WHOLE) -> Tensor:
         """The Megatron parameter `name` on a rank, out of whole Hugging Face tensors.
 
         Args:
@@ -115,9 +119,9 @@ class CompiledMapping:
             out[_slices(piece.right_box)] = source.reshape([b - a for a, b in piece.right_box])
         return out
 
-    def megatron_to_hf[T: Any](
-        self, tensors: Mapping[str, T | Sequence[T]], shards: Sequence[Shard] = (WHOLE,)
-    ) -> dict[str, T]:
+    def megatron_to_hf(
+        self, tensors: Mapping[str, Tensor | Sequence[Tensor]], shards: Sequence[Shard] = (WHOLE,)
+    ) -> dict[str, Tensor]:
         """The Hugging Face tensors that the given Megatron parameters make up.
 
         Args:
@@ -131,11 +135,11 @@ class CompiledMapping:
         Raises:
             PlanError: MS511 where parameters that a Hugging Face tensor needs are absent, MS513 for wrong shapes.
         """
-        out: dict[str, T] = {}
+        out: dict[str, Tensor] = {}
         filled: dict[str, set[Box]] = {}
         for name, given in tensors.items():
             row = self._row(name)
-            parts = list(given) if isinstance(given, list | tuple) else [given]
+            parts: list[Tensor] = list(given) if isinstance(given, list | tuple) else [given]
             if len(parts) != len(shards):
                 message = f"`{name}`: {len(parts)} parameters for {len(shards)} ranks"
                 raise PlanError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -48,4 +49,5 @@ def draw_grid(columns: Sequence[str], rows: Iterable[Sequence[str]], format: str
 
 
 def _width() -> int:
-    return max(100, min(shutil.get_terminal_size((160, 24)).columns, 220))
+    """Columns to draw in: the terminal's, and as many as it takes where there is no terminal to fold lines for."""
+    return max(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 2000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,13 @@ from mapspec.convert import Converted
 from mapspec.plan import Plan
 from mapspec.prepare import Prepared
 from mapspec.regions import show_box
-from mapspec.render.findings import shorten
+from mapspec.render.findings import render_findings, shorten
 from mapspec.render.grid import SIDES, as_json, draw_grid, human_bytes
 from mapspec.render.show import grouped, proof_line
 from mapspec.tensors import StoredTensor
+from mapspec.verify import Verified
 
-__all__ = ["render_converted", "render_plan"]
+__all__ = ["render_converted", "render_plan", "render_verified"]
 
 
 def render_plan(prepared: Prepared, format: str = "text") -> str:
@@ -130,3 +132,15 @@ def render_converted(done: Converted, format: str = "text") -> str:
     if done.carried:
         lines.append(f"  carried along: {', '.join(done.carried)}")
     return "\n".join(lines)
+
+
+def render_verified(done: Verified, format: str = "text") -> str:
+    """How two checkpoints compare; `verify`."""
+    if format == "json":
+        findings = json.loads(render_findings(done.findings, "json"))["findings"]
+        body = {"left": str(done.left), "right": str(done.right), "tensors": done.tensors, "bytes": done.nbytes}
+        return as_json("verified", {**body, "equal": not done.findings, "findings": findings})
+    compared = f"{done.tensors:,} tensors, {human_bytes(done.nbytes)} compared"
+    if not done.findings:
+        return f"equal, bit for bit: {compared}"
+    return f"{render_findings(done.findings, format)}\n{compared}"
