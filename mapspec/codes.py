@@ -25,6 +25,116 @@ class Code:
 # Ranges: 0xx text, 1xx schema, 2xx names, 3xx linking, 4xx config and provider, 5xx coverage and proof,
 # 60x-64x Hugging Face folders, 65x-69x torch_dist folders, 7xx conversion, 8xx verification.
 CODES: dict[str, Code] = {
+    "MS420": Code(
+        "unknown-config-key",
+        "The config has a key that the provider spec does not account for: it may change the model.",
+        "Give the key a field in the spec, or waive it there with the reason why it does not matter.",
+    ),
+    "MS421": Code(
+        "config-contradiction",
+        "Two keys of the config spell the same field with different values.",
+        "Remove one of the two, or make them agree.",
+    ),
+    "MS422": Code(
+        "config-key-needed",
+        "The config lacks a key that a field needs, or a field cannot be computed.",
+        "Add the key to the config, or give the field a default with its reason.",
+    ),
+    "MS423": Code(
+        "unknown-config-value",
+        "A value of the config, such as an activation or a layer name, is in no map of the provider spec.",
+        "Correct the value, or add it to the map.",
+    ),
+    "MS424": Code(
+        "unsupported-config-value",
+        "The config asks for something that Megatron-Core's layers of this family do not do.",
+        "Megatron-Core cannot build this model; see the reason in the spec.",
+    ),
+    "MS425": Code(
+        "config-count-differs",
+        "A number in the config disagrees with what follows from other keys, for example layers and pattern.",
+        "Correct the one that is wrong.",
+    ),
+    "MS426": Code(
+        "config-check",
+        "A relation between fields that the provider spec demands does not hold.",
+        "See the message; the check stands in the spec.",
+    ),
+    "MS427": Code(
+        "unknown-field",
+        "A field was set that neither the provider spec nor Megatron-Core's config has.",
+        "Check the spelling; `mapspec provider SPEC --config ...` lists the fields.",
+    ),
+    "MS428": Code(
+        "provider-spec-names",
+        "A provider spec uses a name that does not exist, declares one twice, or leaves out a reason.",
+        "Correct the spec at the place shown.",
+    ),
+    "MS430": Code(
+        "does-not-divide",
+        "A parallel size does not divide what it has to cut.",
+        "Choose one of the sizes that the message lists.",
+    ),
+    "MS431": Code(
+        "not-a-count",
+        "A field that has to be a positive whole number is not.",
+        "Set the field to a whole number above zero.",
+    ),
+    "MS432": Code(
+        "fields-contradict",
+        "Two fields cannot have these values together.",
+        "Change one of the two fields that the message names.",
+    ),
+    "MS433": Code(
+        "pattern-unusable",
+        "The layer pattern has unknown symbols, unequal blocks, or does not fit the pipeline stages.",
+        "Correct the pattern; `|` ends a pipeline stage, `/` begins a multi-token prediction block.",
+    ),
+    "MS434": Code(
+        "virtual-pipeline",
+        "Hybrid models have no virtual pipeline stages.",
+        "Leave virtual_pipeline_model_parallel_size and vp_stage unset; use uneven stages with `|` instead.",
+    ),
+    "MS440": Code(
+        "megatron-missing",
+        "Building a model needs megatron-core, which is not installed.",
+        'Install it: pip install "mapspec[megatron]".',
+    ),
+    "MS441": Code(
+        "megatron-version",
+        "The installed megatron-core is outside the range that the provider spec supports.",
+        "Install a release within the range.",
+    ),
+    "MS442": Code(
+        "megatron-lacks-field",
+        "The installed megatron-core has no such field.",
+        "Leave the field unset, or install a release that has it.",
+    ),
+    "MS443": Code(
+        "backend-unavailable",
+        "A backend needs something that is not there: CUDA, a package, or process groups.",
+        "Install or start what the message names, or use the other backend.",
+    ),
+    "MS444": Code(
+        "unknown-choice",
+        "A backend, norm placement or activation is named that does not exist.",
+        "Use one of the names that the message lists.",
+    ),
+    "MS445": Code(
+        "run-config",
+        "run_config.yaml has no model section of a known class, or a value that cannot be read without running it.",
+        "Give the config of the model otherwise, for example with a reference checkpoint.",
+    ),
+    "MS446": Code(
+        "config-not-writable",
+        "The fields cannot be written as a config: a dialect, a needed field or a name for a value is missing.",
+        "See the message; reference configs keep what fields do not say.",
+    ),
+    "MS447": Code(
+        "megatron-refuses",
+        "Megatron-Core's own checks refuse the combination of fields.",
+        "Change the fields that its message names.",
+    ),
     "MS601": Code(
         "not-a-checkpoint",
         "The folder holds neither a Hugging Face checkpoint nor a Megatron-Core one.",

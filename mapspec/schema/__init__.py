@@ -52,8 +52,11 @@ def validate[M: BaseModel](tree: Tree, model: type[M]) -> M:
 
 
 def _diagnostics(errors: list[ErrorDetails], tree: Tree, schema: dict[str, Any]) -> list[Diagnostic]:
-    found = [_diagnostic(error, tree, schema) for error in errors]
-    return sorted(set(found), key=Diagnostic.sort_key)
+    found = [(error["loc"], _diagnostic(error, tree, schema)) for error in errors]
+    # A misspelt key is unknown, and the right one is missing: one mistake, one finding.
+    misspelt = {(*loc[:-1], d.hint) for loc, d in found if d.code == "MS101"}
+    kept = {d for loc, d in found if d.code != "MS103" or loc not in misspelt}
+    return sorted(kept, key=Diagnostic.sort_key)
 
 
 def _diagnostic(error: ErrorDetails, tree: Tree, schema: dict[str, Any]) -> Diagnostic:
@@ -65,24 +68,71 @@ def _diagnostic(error: ErrorDetails, tree: Tree, schema: dict[str, Any]) -> Diag
     if kind == "extra_forbidden":
         known = sorted(_properties(schema, path[:-1]))
         message = f"unknown key `{path[-1]}` in {_quote(where)}"
-        return Diagnostic(
-            "MS101", message, tree.span(path, of_key=True), hint=nearest(name, known), help=f"known: {', '.join(known)}"
-        )
+        help_ = f"known: {', '.join(known)}"
+        return Diagnostic("MS101", message, tree.span(path, of_key=True), hint=nearest(name, known), help=help_)
     if kind == "missing":
         parent = ".".join(str(p) for p in path) or "the document"
         return Diagnostic("MS103", f"`{name}` is missing in {_quote(parent)}", _anchor(tree, path))
     span = tree.span(path, of_key=about_key)
+    value = error["input"]
     if kind == "literal_error":
-        expected = error.get("ctx", {}).get("expected", "")
-        hint = nearest(str(error["input"]), expected.replace("'", "").replace(" or ", ", ").split(", "))
-        return Diagnostic("MS102", f"`{error['input']}` is not one of {expected}", span, hint=hint)
+        allowed = _allowed(error)
+        hint = nearest(str(value), allowed)
+        return Diagnostic("MS102", f"`{value}` is not one of {_listed(allowed)}", span, hint=hint)
     if kind == "string_pattern_mismatch":
-        what = "key" if about_key else "value"
-        pattern = error.get("ctx", {}).get("pattern", "")
-        return Diagnostic("MS104", f"the {what} `{error['input']}` does not have the form `{pattern}`", span)
+        pattern = str(error.get("ctx", {}).get("pattern", ""))
+        form, help_ = _FORMS.get(pattern, (f"of the form `{pattern}`", None))
+        if form == _PINNED:
+            return Diagnostic("MS305", f"`{value}` does not pin a version", span, help=help_)
+        return Diagnostic("MS104", f"{'key' if about_key else 'value'} `{value}` is not {form}", span, help=help_)
     if kind in ("string_too_short", "too_short"):
-        return Diagnostic("MS104", f"`{path[-1] if path else ''}` says too little: {_plain(error['msg'])}", span)
-    return Diagnostic("MS102", f"{_plain(error['msg'])}, not {_kind_of(error['input'])}", span)
+        least = error.get("ctx", {}).get("min_length", 1)
+        what = "characters" if kind == "string_too_short" else "entries"
+        key = next((part for part in reversed(path) if isinstance(part, str)), "")
+        if path and about_key:
+            return Diagnostic("MS104", "an empty key", span)
+        return Diagnostic("MS104", f"`{key}` says too little: at least {least} {what} are expected", span)
+    expected = _EXPECTED.get(kind)
+    if expected is None:
+        return Diagnostic("MS102", f"{_plain(error['msg'])}, not {_kind_of(value)}", span)
+    help_ = "write it in quotes" if kind == "string_type" and isinstance(value, int | float) else None
+    return Diagnostic("MS102", f"{expected} is expected here, not {_kind_of(value)}", span, help=help_)
+
+
+# Pydantic's kinds of mistakes -> what should stand there.
+_EXPECTED = {
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "position": "`first`, `last` or a number",
+}
+_PINNED = "pinned"
+# Patterns of `v1` -> what they ask for, and an example.
+_FORMS: dict[str, tuple[str, str | None]] = {
+    v1.IDENTIFIER: ("a plain name", "letters, digits and `_`, beginning with a letter"),
+    v1.NAME_PATTERN: ("a tensor name", "names have no spaces and no square brackets"),
+    v1.SHAPE_ENTRY: ("a dimension", "name an entry of `dims`, or write a number; arithmetic goes into `dims`"),
+    v1.VERSION: ("a version", "three numbers, for example 1.0.0"),
+    v1.REFERENCE: (_PINNED, "write the major version too, for example `name@1`"),
+}
+
+
+def _allowed(error: ErrorDetails) -> list[str]:
+    expected = str(error.get("ctx", {}).get("expected", ""))
+    return expected.replace("'", "").replace(" or ", ", ").split(", ")
+
+
+def _listed(names: list[str]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
 def _quote(where: str) -> str:
@@ -151,4 +201,56 @@ def _variants(root: dict[str, Any], node: dict[str, Any]) -> Iterator[dict[str, 
 
 def schema_text(kind: str = "Mapping") -> str:
     """The JSON Schema as it is committed beside this module."""
-    return json.dumps(json_schema(kind), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_for_editors(json_schema(kind)), indent=2, ensure_ascii=False) + "\n"
+
+
+def _for_editors(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of files as they are written: one with `extends` holds parts of a document, and `null` removes."""
+    if "extends" not in schema["properties"]:
+        return schema
+    head = {key: schema[key] for key in ("$schema", "title", "description") if key in schema}
+    whole = {key: value for key, value in schema.items() if key not in (*head, "$defs")}
+    own = {name: value for name, value in whole["properties"].items() if name in ("apiVersion", "kind", "metadata")}
+    part = _partial(whole)
+    part["properties"].update(own, extends=_strict_text(whole["properties"]["extends"]))
+    part["required"] = [*own, "extends"]
+    return {
+        **head,
+        "if": {"required": ["extends"]},
+        "then": part,
+        "else": whole,
+        "$defs": {
+            **schema["$defs"],
+            **{f"Part{name}": _partial(value) for name, value in schema["$defs"].items()},
+        },
+    }
+
+
+def _strict_text(node: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an optional value without its `null`."""
+    variants = [variant for variant in node["anyOf"] if variant.get("type") != "null"]
+    return {**{key: value for key, value in node.items() if key not in ("anyOf", "default")}, **variants[0]}
+
+
+def _partial(node: Any) -> Any:
+    """The same schema with nothing required, and `null` allowed for every key."""
+    if isinstance(node, list):
+        return [_partial(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    out = {}
+    for key, value in node.items():
+        if key == "properties":
+            out[key] = {name: _or_null(_partial(child)) for name, child in value.items()}
+        elif key in ("additionalProperties", "patternProperties") and isinstance(value, dict):
+            by_pattern = key == "patternProperties"
+            out[key] = {p: _or_null(_partial(v)) for p, v in value.items()} if by_pattern else _or_null(_partial(value))
+        elif key == "$ref":
+            out[key] = value.replace("/$defs/", "/$defs/Part")
+        elif key != "required":
+            out[key] = value if key in ("const", "enum", "default", "propertyNames") else _partial(value)
+    return out
+
+
+def _or_null(node: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [node, {"type": "null"}]}

@@ -168,7 +168,8 @@ class BridgeFormat(Model):
     """How run_config.yaml names things from a version of Megatron-Bridge on."""
 
     since: MajorMinor = Field(description="First version that reads this form.")
-    target: ClassPath = Field(description="Provider class.")
+    target: ClassPath = Field(description="Provider class that is written.")
+    reads: tuple[str, ...] = Field((), description="Further classes that are read; `*` stands for any text.")
     rename: dict[Identifier, Identifier] = Field(default_factory=dict, description="Our field -> its field.")
     omit: tuple[Identifier, ...] = Field((), description="Fields that class does not have.")
 
