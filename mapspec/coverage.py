@@ -119,7 +119,7 @@ def _missing(table: Table, surface: str, missing: Iterable[TensorDecl]) -> Itera
         for decl in decls:
             by_rule.setdefault(decl.members[0].row.rule.span, []).append(decl)
         for span, found in by_rule.items():
-            yield _missing_rule(surface, span, found)
+            yield _missing_rule(table, surface, span, found)
 
 
 def _mount(decl: TensorDecl) -> tuple[str, str]:
@@ -141,13 +141,24 @@ def _missing_mount(table: Table, surface: str, key: tuple[str, str], decls: Sequ
     return Diagnostic("MS511", message, scope.span("mounts", key[1], of_key=True), notes=notes, help=help_)
 
 
-def _missing_rule(surface: str, span: Span, decls: Sequence[TensorDecl]) -> Diagnostic:
+def _missing_rule(table: Table, surface: str, span: Span, decls: Sequence[TensorDecl]) -> Diagnostic:
     rule = decls[0].members[0].row.rule
     message = f"{_plural(len(decls))} missing on the {side_name(surface)} side: {_listing([d.name for d in decls])}"
     counts = ", ".join(f"{axis} = {rule.axes[axis].size}" for axis in rule.positions[0])
-    note = Note(f"rule `{rule.key}` in mount `{rule.mount}`" + (f" expects them for {counts}" if counts else ""))
+    notes = [Note(f"rule `{rule.key}` in mount `{rule.mount}`" + (f" expects them for {counts}" if counts else ""))]
     help_ = "the checkpoint is incomplete, or config.json promises what it does not hold (see --set)"
-    return Diagnostic("MS511", message, span, notes=(note,), help=help_)
+    scope = next(s for s in table.bound.linked.scopes if s.id == rule.scope)
+    absent = {member.row.megatron for decl in decls for member in decl.members}
+    for axis in (a for a in rule.positions[0] if rule.axes[a].ravel is None):
+        gone = {m.row.position[axis] for d in decls for m in d.members}
+        there = {r.position[axis] for r in table.rows if r.rule is rule and r.megatron not in absent}
+        if there and max(there) < min(gone):
+            declared = scope.span("axes", axis, of_key=True)
+            notes.append(
+                Note(f"it holds {axis} 0 to {max(there)}, the config promises {rule.axes[axis].size}", declared)
+            )
+            help_ = scope.spec.axes[axis].shorter or help_
+    return Diagnostic("MS511", message, span, notes=tuple(notes), help=help_)
 
 
 def _extra(table: Table, surface: str, extra: Sequence[str], missing: Sequence[str]) -> Iterator[Diagnostic]:

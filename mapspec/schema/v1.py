@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic_core import PydanticCustomError
 
 __all__ = [
     "Axis",
@@ -41,8 +42,27 @@ Expression = Annotated[
     BeforeValidator(_expression, json_schema_input_type=str | int | float | bool),
     StringConstraints(min_length=1),
 ]
-Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
-NamePattern = Annotated[str, StringConstraints(pattern=r"^[^\s\[\]]*$")]
+
+
+def _position(value: Any) -> Any:
+    """`first`, `last` or a whole number; one type, so that a mistake is reported once."""
+    is_index = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not is_index and value not in ("first", "last"):
+        raise PydanticCustomError("position", "`first`, `last` or a number is expected here")
+    return value
+
+
+Place = Annotated[
+    Any, BeforeValidator(_position, json_schema_input_type=Literal["first", "last"] | Annotated[int, Field(ge=0)])
+]
+# Named, because messages say in words what each asks for.
+IDENTIFIER = r"^[A-Za-z][A-Za-z0-9_]*$"
+NAME_PATTERN = r"^[^\s\[\]]*$"
+SHAPE_ENTRY = r"^([A-Za-z][A-Za-z0-9_]*|[0-9]+)$"
+VERSION = r"^\d+\.\d+\.\d+$"
+REFERENCE = r"^[A-Za-z0-9_./-]+@\d+$"
+Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
+NamePattern = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 # Tagged, so that a mistake inside is reported once and not once per alternative.
 NameOrSegments = Annotated[
     Annotated[NamePattern, Tag("name")] | Annotated[dict[Identifier, NamePattern], Tag("segments")],
@@ -52,10 +72,10 @@ NameOrSegments = Annotated[
 ShapeEntry = Annotated[
     str,
     BeforeValidator(_expression, json_schema_input_type=str | int),
-    StringConstraints(pattern=r"^([A-Za-z][A-Za-z0-9_]*|[0-9]+)$"),
+    StringConstraints(pattern=SHAPE_ENTRY),
 ]
-Version = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$")]
-Reference = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./-]+@\d+$")]
+Version = Annotated[str, StringConstraints(pattern=VERSION)]
+Reference = Annotated[str, StringConstraints(pattern=REFERENCE)]
 Reason = Annotated[str, StringConstraints(min_length=8, strip_whitespace=True)]
 DtypeName = Literal[
     "bool", "uint8", "int8", "int16", "int32", "int64", "float8_e4m3fn", "float8_e5m2",
@@ -115,6 +135,9 @@ class Axis(Model):
     when: Expression | None = Field(None, description="With `pattern`: where false, the axis has no positions.")
     ravel: tuple[Identifier, Identifier] | None = Field(
         None, description="`[outer, inner]`: position = outer * size(inner) + inner."
+    )
+    shorter: str | None = Field(
+        None, description="What to do where a checkpoint holds only the first positions; shown with the finding."
     )
     parallel: Literal["expert"] | None = Field(
         None, description="`expert`: positions are dealt to expert-parallel ranks in contiguous groups."
@@ -227,7 +250,7 @@ class Mount(Model):
     hf: NamePattern = ""
     blocks: tuple[Identifier, ...] = Field((), description="Blocks mounted at every position.")
     kinds_of: Identifier | None = Field(None, description="Patterned axis whose kinds choose the blocks.")
-    pin: dict[Identifier, Literal["first", "last"] | int] = Field(
+    pin: dict[Identifier, Place] = Field(
         default_factory=dict,
         description="Fixes an axis that the Megatron prefix lacks; other Hugging Face positions are no match.",
     )
