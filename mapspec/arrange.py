@@ -7,12 +7,14 @@ is its n-th occurrence in every other; that is the whole semantics, and what mak
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = ["ArrangementError", "Node", "parse_arrangement", "unroll"]
 
 _TOKEN = re.compile(r"\s*(?:(?P<word>[A-Za-z][A-Za-z0-9_]*|[0-9]+)|(?P<mark>[*()])|(?P<bad>\S))")
+
+_MAX_DEPTH = 20
 
 
 class ArrangementError(ValueError):
@@ -53,12 +55,12 @@ def parse_arrangement(text: str) -> tuple[Node, ...]:
             raise ArrangementError(f"`{found['bad']}` does not belong in an arrangement", found.start("bad"))
         kind = "word" if found["word"] else "mark"
         tokens.append((found[kind], found.start(kind)))
-    nodes, rest = _sequence(tokens, 0, len(text), top=True)
+    nodes, rest = _sequence(tokens, 0, len(text))
     assert rest == len(tokens), "the top sequence takes everything"
     return nodes
 
 
-def _sequence(tokens: list[tuple[str, int]], at: int, end: int, *, top: bool) -> tuple[tuple[Node, ...], int]:
+def _sequence(tokens: list[tuple[str, int]], at: int, end: int, depth: int = 0) -> tuple[tuple[Node, ...], int]:
     nodes: list[Node] = []
     while at < len(tokens) and tokens[at][0] != ")":
         word, column = tokens[at]
@@ -67,14 +69,16 @@ def _sequence(tokens: list[tuple[str, int]], at: int, end: int, *, top: bool) ->
         if at + 1 < len(tokens) and tokens[at + 1][0] == "*":
             if at + 2 >= len(tokens) or tokens[at + 2][0] != "(":
                 raise ArrangementError("what is repeated stands in brackets: `count * (segments)`", column)
-            body, at = _sequence(tokens, at + 3, end, top=False)
+            if depth == _MAX_DEPTH:
+                raise ArrangementError("brackets are nested too deeply", column)
+            body, at = _sequence(tokens, at + 3, end, depth + 1)
             nodes.append(Node(count=word, body=body))
         else:
             nodes.append(Node(segment=word))
             at += 1
-    if top and at < len(tokens):
+    if not depth and at < len(tokens):
         raise ArrangementError("this bracket closes nothing", tokens[at][1])
-    if not top:
+    if depth:
         if at >= len(tokens):
             raise ArrangementError("a bracket is not closed", end)
         at += 1
@@ -93,8 +97,3 @@ def unroll(nodes: tuple[Node, ...], count: Callable[[str], int]) -> tuple[str, .
             times = int(node.count) if node.count.isdigit() else count(node.count)
             out.extend(unroll(node.body, count) * times)
     return tuple(out)
-
-
-def occurrences(order: tuple[str, ...]) -> Mapping[str, int]:
-    """How often each segment occurs."""
-    return {segment: order.count(segment) for segment in dict.fromkeys(order)}

@@ -11,10 +11,12 @@ from mapspec.diagnostics import nearest
 if TYPE_CHECKING:
     from mapspec.bind import BoundScope
 
-__all__ = ["BoundAxis", "Position", "bind_axes", "ravel", "unravel"]
+__all__ = ["BoundAxis", "Position", "bind_axes", "bind_axis", "ravel", "unravel"]
 
 type Position = Mapping[str, int]
 """Axis -> index, counted from 0."""
+
+_MOST_POSITIONS = 1_000_000  # positions are written out one by one; a config must not be able to fill the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +40,26 @@ def unravel(flat: int, inner_size: int) -> tuple[int, int]:
     return divmod(flat, inner_size)
 
 
-def bind_axes(scope: BoundScope) -> dict[str, BoundAxis]:
-    """Sizes and kinds of all axes of a scope; findings go to the scope."""
-    out: dict[str, BoundAxis] = {}
-    scope.axes = out
-    declared = scope.spec.axes
-    # Sizes may refer to other axes in any order; raveled ones come last, they need both parts.
-    for name, axis in declared.items():
-        if axis.pattern is not None:
-            kinds = _kinds(scope, name)
-            out[name] = BoundAxis(name, len(kinds), kinds)
-    for name, axis in declared.items():
-        if axis.size is not None:
-            out[name] = BoundAxis(name, _size(scope, name, axis.size), parallel=axis.parallel)
-    for name, axis in declared.items():
+def bind_axes(scope: BoundScope) -> None:
+    """Fill `scope.axes` with sizes and kinds of all its axes; findings go to the scope."""
+    for name in scope.spec.axes:
+        bind_axis(scope, name)
+
+
+def bind_axis(scope: BoundScope, name: str) -> BoundAxis:
+    """An axis with its size, computed when it is first asked for: sizes may refer to other axes in any order."""
+    if name not in scope.axes:
+        axis = scope.spec.axes[name]
         if axis.ravel is not None:
-            outer, inner = axis.ravel
-            out[name] = BoundAxis(name, out[outer].size * out[inner].size, ravel=(outer, inner))
-    return out
+            outer, inner = (bind_axis(scope, part) for part in axis.ravel)
+            bound = BoundAxis(name, outer.size * inner.size, ravel=axis.ravel)
+        elif axis.pattern is not None:
+            kinds = _kinds(scope, name)
+            bound = BoundAxis(name, len(kinds), kinds, parallel=axis.parallel)
+        else:
+            bound = BoundAxis(name, _size(scope, name, axis.size or "0"), parallel=axis.parallel)
+        scope.axes[name] = bound
+    return scope.axes[name]
 
 
 def _size(scope: BoundScope, name: str, text: str) -> int:
@@ -65,6 +69,9 @@ def _size(scope: BoundScope, name: str, text: str) -> int:
         return 0
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         scope.report("MS402", f"axis `{name}` has {size!r} positions; a count is a whole number", span)
+        return 0
+    if size > _MOST_POSITIONS:
+        scope.report("MS402", f"axis `{name}` has {size:,} positions; no model has that many", span)
         return 0
     return size
 
@@ -97,6 +104,7 @@ def _kinds(scope: BoundScope, name: str) -> tuple[str, ...]:
                 f"differ at {name} {where} ({len(kinds)} and {len(other)} positions)"
             )
             scope.report("MS404", message, scope.scope.span(*at), help="remove one of the two, or make them agree")
+            return kinds
     if axis.length is not None:
         span = scope.scope.span("axes", name, "length")
         length = scope.evaluate(f"default({axis.length}, none)", span)
@@ -117,12 +125,17 @@ def _read_pattern(scope: BoundScope, name: str, text: str, value: Any) -> tuple[
     if not isinstance(value, str | Sequence):
         scope.report("MS402", f"`{text.removeprefix('hf.')}` is {value!r}, neither text nor a list", span)
         return ()
+    unknown: dict[str, list[int]] = {}
     kinds = []
     for i, symbol in enumerate(value):
-        if symbol not in symbols:
-            known = ", ".join(f"`{s}`" for s in symbols)
-            message = f"`{text.removeprefix('hf.')}` has the unknown symbol `{symbol}` at position {i}"
-            hint = nearest(str(symbol), symbols)
-            scope.report("MS403", message, span, hint=hint, help=f"known: {known}; a new kind is added under `kinds`")
-        kinds.append(symbols.get(symbol, "?"))
+        kind = symbols.get(symbol) if isinstance(symbol, str) else None
+        if kind is None:
+            unknown.setdefault(str(symbol), []).append(i)
+        kinds.append(kind or "?")
+    for symbol, places in unknown.items():
+        known = ", ".join(f"`{s}`" for s in symbols)
+        where = f"position {places[0]}" + (f" and {len(places) - 1} more" if places[1:] else "")
+        message = f"`{text.removeprefix('hf.')}` has the unknown symbol `{symbol}` at {where}"
+        hint = nearest(symbol, symbols)
+        scope.report("MS403", message, span, hint=hint, help=f"known: {known}; a new kind is added under `kinds`")
     return tuple(kinds)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mapspec.arrange import parse_arrangement, unroll
-from mapspec.axes import BoundAxis, Position, bind_axes
+from mapspec.axes import BoundAxis, Position, bind_axes, bind_axis, ravel
 from mapspec.diagnostics import Diagnostic, Note, Span, nearest
 from mapspec.errors import SpecError
 from mapspec.expr import Expr, ExprError, MissingKeyError, parse_expr
@@ -16,6 +16,7 @@ from mapspec.link import Linked, Scope
 from mapspec.names import Pattern, join, parse_name
 from mapspec.schema import v1
 from mapspec.tensors import DTYPES
+from mapspec.text import Path_
 
 __all__ = ["Bound", "BoundDim", "BoundObjects", "BoundRule", "BoundScope", "Choices", "Side", "bind"]
 
@@ -123,17 +124,33 @@ def bind(linked: Linked, config: Mapping[str, Any], choices: Choices | None = No
     choices = choices or Choices()
     flavours = choose_flavours(linked, choices)
     found: list[Diagnostic] = []
-    scopes = [BoundScope(scope, config, flavours, choices, found) for scope in linked.scopes]
-    by_id = {scope.scope.id: scope for scope in scopes}
-    live = [s for s in scopes if all(by_id[p.id].holds(e, span) for p, e, span in s.scope.conditions)]
+    by_id: dict[str, BoundScope] = {}
+    for scope in linked.scopes:
+        # A scope that does not exist for this config is not computed at all: its part of the config is absent.
+        if all(p.id in by_id and by_id[p.id].holds(e, span) for p, e, span in scope.conditions):
+            by_id[scope.id] = BoundScope(scope, config, flavours, choices, found)
+    live = [scope for scope in by_id.values() if scope.has_config]
     rules = [rule for scope in live for rule in scope.rules()]
     objects = [o for scope in live for o in scope.objects()]
     ties = tuple(tie for scope in live for tie in scope.ties())
     sections = ("passthrough", "ignore_hf", "ignore_megatron")
     listed = {name: tuple(x for scope in live for x in scope.listed(name)) for name in sections}
     if found:
-        raise SpecError(sorted(set(found), key=Diagnostic.sort_key))
+        raise SpecError(_merged(found))
     return Bound(linked, config, choices, flavours, tuple(rules), tuple(objects), ties, **listed)
+
+
+def _merged(found: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """The findings in order; a key that the config lacks is one finding, however many places need it."""
+    out: dict[object, Diagnostic] = {}
+    for d in sorted(set(found), key=Diagnostic.sort_key):
+        # The message up to the comma names the key.
+        key = d.message.split(", which", 1)[0] if d.code == "MS401" else d
+        if key in out:
+            out[key] = out[key].with_note("needed here too", d.span)
+        else:
+            out[key] = d
+    return list(out.values())
 
 
 def choose_flavours(linked: Linked, choices: Choices) -> dict[str, str]:
@@ -177,15 +194,25 @@ class BoundScope:
     ) -> None:  # fmt: skip
         self.scope = scope
         self.spec = scope.spec
-        self.flavours = flavours
-        self.active = frozenset(flavours.values())
+        # Another scope's switches may have the names of this one's values and choices.
+        self.flavours = {name: choice for name, choice in flavours.items() if name in scope.spec.flavours}
+        self.active = frozenset(self.flavours.values())
         self.choices = choices
         self.found = found
-        self.hf = _part(config, scope.config)
+        part = _part(config, scope.config)
+        self.has_config = part is not None
+        self.hf: Mapping[str, Any] = {} if part is None else part
         self.values: dict[str, Any] = {}
         self.running: list[str] = []
-        self.axes: dict[str, BoundAxis] = bind_axes(self)
+        self.axes: dict[str, BoundAxis] = {}
         self.dims: dict[str, BoundDim | None] = {}
+        if self.has_config:
+            bind_axes(self)
+        else:
+            key = ".".join(scope.config)
+            help_ = "is this the config of another model? an include that not every model has takes a `when`"
+            assert scope.config_span is not None, "only a part of the config can be absent"
+            self.report("MS401", f"the config has no `{key}`", scope.config_span, help=help_)
 
     # --- values ------------------------------------------------------------------------------------------------
 
@@ -207,38 +234,69 @@ class BoundScope:
     def compute(self, name: str) -> Any:
         spec = self.spec
         if name in spec.values:
-            return parse_expr(spec.values[name])(self.hf, self.lookup)
+            return self.compute_text(spec.values[name], ("values", name))
         if name in spec.axes:
-            if name not in self.axes:
-                raise ExprError(f"the size of axis `{name}` is needed before it is known; use a value instead")
-            return self.axes[name].size
+            return bind_axis(self, name).size
         dim = spec.dims[name]
         if dim.size is not None:
-            return parse_expr(dim.size)(self.hf, self.lookup)
-        order = self.order(dim)
-        sizes = {s: parse_expr(text)(self.hf, self.lookup) for s, text in (dim.segments or {}).items()}
-        return sum(sizes[s] for s in order)
+            return self.compute_text(dim.size, ("dims", name, "size"))
+        sizes = self.sizes(name, dim)
+        return sum(sizes[segment] for segment in self.order(name, dim))
 
-    def order(self, dim: v1.Dim) -> tuple[str, ...]:
+    def compute_text(self, text: str, path: Path_) -> Any:
+        """The value of an expression of the spec. What goes wrong is known to have gone wrong there."""
+        try:
+            return parse_expr(text)(self.hf, self.lookup)
+        except ExprError as error:
+            error.origin = error.origin or (text, self.scope.span(*path))
+            raise
+
+    def sizes(self, name: str, dim: v1.Dim) -> dict[str, int]:
+        """Rows of each segment."""
+        out = {}
+        for segment, text in (dim.segments or {}).items():
+            path = ("dims", name, "segments", segment)
+            size = self.compute_text(text, path)
+            if not _is_count(size):
+                raise ExprError(
+                    f"segment `{segment}` is {size!r}, not a number of elements", origin=(text, self.scope.span(*path))
+                )
+            out[segment] = size
+        return out
+
+    def order(self, name: str, dim: v1.Dim) -> tuple[str, ...]:
+        """The segments as they lie on the Megatron side."""
         if dim.segments is None:
             return ("",)
-        return unroll(parse_arrangement(dim.order or " ".join(dim.segments)), self.lookup)
+        text = dim.order or " ".join(dim.segments)
+
+        def count(word: str) -> int:
+            times = self.lookup(word)
+            if not _is_count(times) or times > _MOST_REPEATS:
+                span = self.scope.span("dims", name, "order")
+                raise ExprError(f"`{word}` is {times!r}, not a number of repetitions", origin=(text, span))
+            return int(times)
+
+        return unroll(parse_arrangement(text), count)
 
     def evaluate(self, text: str, span: Span, *, what: str = "value") -> Any:
         """The value of an expression, or `None` with a finding where it cannot be computed."""
         try:
             return parse_expr(text)(self.hf, self.lookup)
         except MissingKeyError as error:
-            key = ".".join((*self.scope.config, error.key))
+            text, span = error.origin or (text, span)
+            keys = [".".join((*self.scope.config, key)) for key in error.keys]
+            listed = f"no `{keys[0]}`" if len(keys) == 1 else "none of " + ", ".join(f"`{key}`" for key in keys)
             help_ = f"add it to config.json, or wrap it in the spec: default(hf.{error.key}, ...)"
-            hint = nearest(error.key, [str(k) for k in self.hf])
-            self.report("MS401", f"the config has no `{key}`, which `{text}` needs", span, hint=hint, help=help_)
+            hint = next((h for key in error.keys if (h := nearest(key, [str(k) for k in self.hf]))), None)
+            self.report("MS401", f"the config has {listed}, which `{text}` needs", span, hint=hint, help=help_)
         except ExprError as error:
+            text, span = error.origin or (text, span)
             self.report("MS402", f"this {what} cannot be computed: {error}", span)
         return None
 
     def report(self, code: str, message: str, span: Span, *, hint: str | None = None, help: str | None = None) -> None:
-        notes = tuple(Note("included here", at) for at in self.scope.chain)
+        notes = tuple(Note("included here", at) for at in reversed(self.scope.chain))
         self.found.append(Diagnostic(code, message, span, hint=hint, help=help, notes=notes))
 
     def holds(self, expr: Expr | str | None, span: Span) -> bool:
@@ -261,7 +319,7 @@ class BoundScope:
         size = self.evaluate(name, span, what="size")
         if size is None:
             return None
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        if not _is_count(size):
             self.report("MS402", f"dim `{name}` is {size!r}, not a number of elements", span)
             return None
         padded = None
@@ -272,8 +330,9 @@ class BoundScope:
                 self.report("MS406", message, span)
         if dim.segments is None:
             return BoundDim(name, size, {"": size}, ("",), dim.split, padded=padded)
-        sizes = {s: parse_expr(text)(self.hf, self.lookup) for s, text in dim.segments.items()}
-        return BoundDim(name, size, sizes, self.order(dim), dim.split, dim.split_by, dim.stored_by)
+        return BoundDim(
+            name, size, self.sizes(name, dim), self.order(name, dim), dim.split, dim.split_by, dim.stored_by
+        )
 
     # --- rules -------------------------------------------------------------------------------------------------
 
@@ -287,8 +346,8 @@ class BoundScope:
             sides = []
             for i, side in enumerate(("megatron", "hf")):
                 text = next((t for s in spelled if (t := getattr(s, side)) is not None), getattr(mount, side))
-                outer = moved[i] if moved[i] is not None else getattr(self.scope, side)
-                sides.append(join(outer, _named(text, mount.wildcards)))
+                outer: Pattern = moved[i] or getattr(self.scope, side)
+                sides.append(join(outer, parse_name(text).named(mount.wildcards)))
             yield name, mount, sides[0], sides[1]
 
     def placed(self) -> Iterator[tuple[str, str, v1.Block, Pattern, Pattern, tuple[Position, ...]]]:
@@ -320,13 +379,16 @@ class BoundScope:
                 ranges.append(range(size))
             else:
                 fixed = 0 if at == "first" else size - 1 if at == "last" else int(at)
+                if size and fixed >= size:
+                    message = f"`{axis}` has {size} positions, so none is pinned by {fixed} (the first is 0)"
+                    self.report("MS402", message, self.scope.span("mounts", name, "pin", axis))
                 ranges.append((fixed,) if 0 <= fixed < size else ())
         out = []
         for values in itertools.product(*ranges):
             position = dict(zip(base, values, strict=True))
             for axis, pair in raveled.items():
                 assert pair is not None
-                position[axis] = position[pair[0]] * self.axes[pair[1]].size + position[pair[1]]
+                position[axis] = ravel(position[pair[0]], position[pair[1]], self.axes[pair[1]].size)
             out.append(position)
         return tuple(out)
 
@@ -352,12 +414,14 @@ class BoundScope:
         sides = {None: hf_names} if isinstance(hf_names, str) else dict(hf_names)
         hf_side = tuple(
             Side(
-                join(hf, _named(text, block.wildcards)), segment, self.scope.span(*path, "hf", *filter(None, [segment]))
+                join(hf, parse_name(text).named(block.wildcards)),
+                segment,
+                self.scope.span(*path, "hf", *filter(None, [segment])),
             )
             for segment, text in sides.items()
         )
-        megatron_side = Side(join(megatron, _named(name, block.wildcards)), None, span)
-        stored_side = Side(join(megatron, _named(stored, block.wildcards)), None, span)
+        megatron_side = Side(join(megatron, parse_name(name).named(block.wildcards)), None, span)
+        stored_side = Side(join(megatron, parse_name(stored).named(block.wildcards)), None, span)
         dims: list[BoundDim] | None = None
         if rule.shape is not None:
             dims = []
@@ -404,15 +468,16 @@ class BoundScope:
             yield join(prefix, parse_name(name)), reason, self.scope.span(section, name, of_key=True)
 
 
-def _named(text: str, wildcards: Sequence[str]) -> Pattern:
-    """The pattern with its `*` named after the axes that they stand for."""
-    pattern = parse_name(text)
-    unnamed = [hole for hole in pattern.holes if hole.startswith("_")]
-    return pattern.rename(dict(zip(unnamed, wildcards, strict=False)))
+_MOST_REPEATS = 1_000_000
 
 
-def _part(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _part(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any] | None:
+    """The part of the config below the keys of `path`, `None` where there is none."""
     here: Any = config
     for key in path:
         here = here.get(key) if isinstance(here, Mapping) else None
-    return here if isinstance(here, Mapping) else {}
+    return here if isinstance(here, Mapping) else None

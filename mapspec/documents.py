@@ -103,14 +103,17 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Tree, tuple[Path, ...]]:
     span = tree.span(("extends",))
     name, _, major = wanted.partition("@")
     if not major.isdigit():
-        message = f"`extends: {wanted}` does not pin a version"
+        message = f"`{wanted}` does not pin a version"
         raise SpecError(Diagnostic("MS305", message, span, help="write the major version too, for example `name@1`"))
     kind = "providers" if tree.data.get("kind") == "Provider" else "mappings"
     parent_path = find_spec(name, kind, near=path.parent, span=span)
     if parent_path.resolve() in {p.resolve() for p in (*chain, path)}:
         ring = " -> ".join(str(p) for p in (*chain, path, parent_path))
         raise SpecError(Diagnostic("MS302", f"`extends` runs in a circle: {ring}", span))
-    parent, ancestors = _read(parent_path, (*chain, path))
+    try:
+        parent, ancestors = _read(parent_path, (*chain, path))
+    except SpecError as error:
+        raise SpecError([d.with_note("extended here", span) for d in error.diagnostics]) from None
     check_major(parent, major, wanted, span)
     return merge(parent, tree), (parent_path, *ancestors)
 
@@ -160,12 +163,19 @@ class _Merge:
                 if key not in data:
                     message = f"`{key}` is removed here, but the parent has no such key"
                     span = self.child.span(path, of_key=True)
-                    self.found.append(Diagnostic("MS303", message, span, hint=nearest(key, data)))
+                    help_ = f"it has: {', '.join(data)}" if data else "nothing is inherited at this place"
+                    self.found.append(Diagnostic("MS303", message, span, hint=nearest(key, data), help=help_))
                 data.pop(key, None)
                 self.drop(path)
             elif isinstance(value, dict) and isinstance(data.get(key), dict):
                 self.take(path)
                 data[key] = dict(data[key])
+                self.into(data[key], value, path)
+            elif isinstance(value, dict):
+                # New here: taken key by key all the same, so that a `null` within is seen to remove nothing.
+                self.drop(path)
+                self.take(path)
+                data[key] = {}
                 self.into(data[key], value, path)
             else:
                 self.drop(path)

@@ -15,14 +15,29 @@ Expressions are written like Python and cannot do anything but compute:
 from __future__ import annotations
 
 import ast
+import keyword
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
-__all__ = ["FUNCTIONS", "Expr", "ExprError", "MissingKeyError", "parse_expr"]
+from mapspec.diagnostics import Span
 
-FUNCTIONS = ("count", "default", "first", "len", "max", "min", "present")
+__all__ = ["FUNCTIONS", "RESERVED", "Expr", "ExprError", "MissingKeyError", "parse_expr"]
+
+# Function -> how many arguments it takes at least and at most.
+_ARITY: dict[str, tuple[int, int]] = {
+    "count": (2, 2),
+    "default": (2, 2),
+    "first": (1, 99),
+    "len": (1, 1),
+    "max": (1, 99),
+    "min": (1, 99),
+    "present": (1, 1),
+}
+FUNCTIONS = tuple(_ARITY)
+_MAX_DEPTH = 60  # far more than anyone writes, far less than what exhausts Python's stack
 _CONSTANTS: dict[str, Any] = {
     "true": True,
     "false": False,
@@ -43,21 +58,40 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.NotIn: lambda a, b: a not in b,
 }
 
+RESERVED = frozenset({"hf", *FUNCTIONS, *_CONSTANTS, *keyword.kwlist})
+"""Words that mean something in expressions, so that nothing can be called by them."""
+
 
 class ExprError(ValueError):
-    """An expression cannot be read or computed; `column` counts from 0 within the text."""
+    """An expression cannot be read or computed.
 
-    def __init__(self, message: str, column: int = 0) -> None:
+    Attributes:
+        column: where in the text, from 0.
+        origin: text and place of the expression, where that is not the one that was asked for but one it needs.
+    """
+
+    def __init__(self, message: str, column: int = 0, *, origin: tuple[str, Span] | None = None) -> None:
         super().__init__(message)
         self.column = column
+        self.origin = origin
 
 
 class MissingKeyError(ExprError):
-    """A config key that the expression needs is absent. `key` is its dotted path below `hf`."""
+    """A config key that the expression needs is absent.
 
-    def __init__(self, key: str, column: int) -> None:
-        super().__init__(f"the config has no `{key}`", column)
-        self.key = key
+    Attributes:
+        keys: dotted paths below `hf`, of which one would do.
+    """
+
+    def __init__(self, keys: tuple[str, ...], column: int) -> None:
+        listed = ", ".join(f"`{key}`" for key in keys)
+        super().__init__(f"the config has {'no' if len(keys) == 1 else 'none of'} {listed}", column)
+        self.keys = keys
+
+    @property
+    def key(self) -> str:
+        """The key that was looked for first."""
+        return self.keys[0]
 
 
 @dataclass(frozen=True)
@@ -69,7 +103,7 @@ class Expr:
     @cached_property
     def tree(self) -> ast.expr:
         """The syntax tree; made once, checked by `parse_expr`."""
-        return ast.parse(self.text.strip(), mode="eval").body
+        return _parse(self.text)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -97,54 +131,84 @@ class Expr:
         return _Evaluator(hf, lookup).run(self.tree)
 
 
+@cache
 def parse_expr(text: str) -> Expr:
     """Read an expression, rejecting everything outside the closed grammar.
 
     Raises:
         ExprError: with the column of what is not part of the language.
     """
+    expr = Expr(text)
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = expr.tree
     except SyntaxError as error:
         raise ExprError("this is no expression of the spec language", max((error.offset or 1) - 1, 0)) from None
+    except (ValueError, RecursionError, MemoryError):
+        # Null characters, numbers of thousands of digits, thousands of brackets.
+        raise ExprError("this is no expression of the spec language") from None
+    _check_depth(tree)
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
-        _check(node)
-    return Expr(text)
+        _check(node, text.strip(), called)
+    return expr
 
 
-def _check(node: ast.AST) -> None:
+def _parse(text: str) -> ast.expr:
+    with warnings.catch_warnings():
+        # What Python thinks of `'\\d'` or `1if` is of no interest to the author of a spec.
+        warnings.simplefilter("ignore")
+        return ast.parse(text.strip(), mode="eval").body
+
+
+def _check_depth(tree: ast.expr) -> None:
+    level: list[ast.AST] = [tree]
+    for _ in range(_MAX_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return
+    raise ExprError("this is nested too deeply")
+
+
+def _check(node: ast.AST, text: str, called: set[int]) -> None:
     column = getattr(node, "col_offset", 0)
+    here = ast.get_source_segment(text, node) or text
     if isinstance(node, ast.Call):
-        if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS:
-            raise ExprError(f"`{ast.unparse(node.func)}` is no function; there are {', '.join(FUNCTIONS)}", column)
-        if node.keywords:
-            raise ExprError("functions take no named arguments", column)
+        _check_call(node, here, column)
+    elif isinstance(node, ast.Name):
+        if node.id in FUNCTIONS and id(node) not in called:
+            raise ExprError(f"`{node.id}` is a function; it is written `{node.id}(...)`", column)
     elif isinstance(node, ast.Constant):
         if not isinstance(node.value, str | int | float | bool | None):
-            raise ExprError(f"`{ast.unparse(node)}` is no value of the spec language", column)
+            raise ExprError(f"`{here}` is no value of the spec language", column)
     elif isinstance(node, ast.Attribute):
         if _config_path(node) is None:
-            raise ExprError(f"`{ast.unparse(node)}`: only `hf.` has parts", column)
+            raise ExprError(f"`{here}`: only `hf.` has parts", column)
     elif isinstance(node, ast.BinOp):
         if not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
             raise ExprError("the operators are + - * and / (which has to divide evenly)", column)
     elif isinstance(node, ast.UnaryOp):
         if not isinstance(node.op, ast.Not | ast.USub):
             raise ExprError("the unary operators are `not` and `-`", column)
+    elif isinstance(node, ast.Compare):
+        if any(type(op) not in _COMPARE for op in node.ops):
+            raise ExprError("comparisons are == != < <= > >= and `in`", column)
     elif not isinstance(
-        node,
-        ast.Name
-        | ast.BoolOp
-        | ast.Compare
-        | ast.IfExp
-        | ast.List
-        | ast.Load
-        | ast.operator
-        | ast.unaryop
-        | ast.boolop
-        | ast.cmpop,
+        node, ast.BoolOp | ast.IfExp | ast.List | ast.Load | ast.operator | ast.unaryop | ast.boolop | ast.cmpop
     ):
-        raise ExprError(f"`{ast.unparse(node)}` is not part of the spec language", column)
+        raise ExprError(f"`{here}` is not part of the spec language", column)
+
+
+def _check_call(node: ast.Call, here: str, column: int) -> None:
+    if not isinstance(node.func, ast.Name) or node.func.id not in _ARITY:
+        called = here.split("(", 1)[0]
+        raise ExprError(f"`{called}` is no function; there are {', '.join(FUNCTIONS)}", column)
+    if node.keywords:
+        raise ExprError("functions take no named arguments", column)
+    least, most = _ARITY[node.func.id]
+    if not least <= len(node.args) <= most:
+        count = str(least) if least == most else f"{least} or more"
+        noun = "argument" if count == "1" else "arguments"
+        raise ExprError(f"`{node.func.id}` takes {count} {noun}, not {len(node.args)}", column)
 
 
 def _config_path(node: ast.AST) -> str | None:
@@ -182,7 +246,11 @@ class _Evaluator:
                 return next((wanted for v in node.values if bool(self.run(v)) is wanted), not wanted)
             case ast.UnaryOp():
                 value = self.run(node.operand)
-                return not value if isinstance(node.op, ast.Not) else -value
+                if isinstance(node.op, ast.Not):
+                    return not value
+                if not _is_number(value):
+                    raise ExprError(f"`{ast.unparse(node)}`: {value!r} is no number", node.col_offset)
+                return -value
             case ast.Compare():
                 return self.compare(node)
             case ast.BinOp():
@@ -197,7 +265,7 @@ class _Evaluator:
         value: Any = self.hf
         for key in path.split("."):
             if not isinstance(value, Mapping) or key not in value:
-                raise MissingKeyError(path, node.col_offset)
+                raise MissingKeyError((path,), node.col_offset)
             value = value[key]
         return value
 
@@ -217,18 +285,20 @@ class _Evaluator:
     def binary(self, node: ast.BinOp) -> Any:
         left, right = self.run(node.left), self.run(node.right)
         text = f"`{ast.unparse(node)}` with {left!r} and {right!r}"
-        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (left, right))
-        if not numbers:
+        if not (_is_number(left) and _is_number(right)):
             raise ExprError(f"{text}: both sides have to be numbers", node.col_offset)
-        if isinstance(node.op, ast.Add):
-            return left + right
-        if isinstance(node.op, ast.Sub):
-            return left - right
-        if isinstance(node.op, ast.Mult):
-            return left * right
-        if right == 0 or left % right:
-            raise ExprError(f"{text}: it does not divide evenly", node.col_offset)
-        return left // right
+        try:
+            if isinstance(node.op, ast.Add):
+                return left + right
+            if isinstance(node.op, ast.Sub):
+                return left - right
+            if isinstance(node.op, ast.Mult):
+                return left * right
+            if right == 0 or left % right:
+                raise ExprError(f"{text}: it does not divide evenly", node.col_offset)
+            return left // right
+        except OverflowError:
+            raise ExprError(f"{text}: the numbers are too large", node.col_offset) from None
 
     def call(self, node: ast.Call) -> Any:
         assert isinstance(node.func, ast.Name)
@@ -241,8 +311,7 @@ class _Evaluator:
                 if value is not None:
                     return value
             if name == "first":
-                wanted = ", ".join(f"`{ast.unparse(arg).removeprefix('hf.')}`" for arg in args)
-                raise ExprError(f"the config has none of {wanted}", node.col_offset)
+                raise MissingKeyError(tuple(ast.unparse(a).removeprefix("hf.") for a in args), node.col_offset)
             return None
         values = [self.run(arg) for arg in args]
         try:
@@ -251,7 +320,7 @@ class _Evaluator:
             if name == "count":
                 return values[0].count(values[1])
             return min(*values) if name == "min" else max(*values)
-        except (TypeError, AttributeError, IndexError):
+        except (TypeError, AttributeError, ValueError):
             raise ExprError(f"`{ast.unparse(node)}` does not fit {values!r}", node.col_offset) from None
 
     def maybe(self, node: ast.expr) -> Any:
@@ -260,3 +329,7 @@ class _Evaluator:
             return self.run(node)
         except MissingKeyError:
             return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ its own part of the config, and prefixes on both sides. Nothing here depends on 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mapspec.diagnostics import Diagnostic, Note, Span, nearest
@@ -16,6 +16,7 @@ from mapspec.errors import SpecError
 from mapspec.expr import Expr, ExprError, parse_expr
 from mapspec.names import NameSyntaxError, Pattern, join, parse_name
 from mapspec.schema import v1
+from mapspec.text import Path_
 
 __all__ = ["Linked", "Scope", "link", "link_spec"]
 
@@ -28,6 +29,7 @@ class Scope:
         id: dotted names of the includes that lead here; empty for the spec itself.
         document: the mapping.
         config: keys below the top of the config that `hf` means here.
+        config_span: where that part of the config was chosen.
         megatron, hf: prefixes of all names.
         remount: mounts whose names have another prefix than the scope's, as (megatron, hf); `None` keeps it.
         conditions: what has to hold for the scope to exist, each with the scope it is computed in.
@@ -37,6 +39,7 @@ class Scope:
     id: str
     document: Document[v1.Mapping]
     config: tuple[str, ...] = ()
+    config_span: Span | None = None
     megatron: Pattern = field(default_factory=lambda: Pattern(()))
     hf: Pattern = field(default_factory=lambda: Pattern(()))
     remount: dict[str, tuple[Pattern | None, Pattern | None]] = field(default_factory=dict)
@@ -100,86 +103,110 @@ def link(document: Document[v1.Mapping]) -> Linked:
     """
     from mapspec.verify_names import verify_names
 
-    scopes = tuple(_scopes(Scope("", document), ()))
-    found = [finding for scope in scopes for finding in verify_names(scope)]
+    found: list[Diagnostic] = []
+    scopes = tuple(_scopes(Scope("", document), (), found))
+    for scope in scopes:
+        found += [_included(d, scope.chain) for d in verify_names(scope)]
     found += _flavour_conflicts(scopes)
     if found:
         raise SpecError(sorted(set(found), key=Diagnostic.sort_key))
     return Linked(scopes)
 
 
-def _scopes(scope: Scope, ancestors: tuple[Path, ...]) -> Iterator[Scope]:
+def _included(finding: Diagnostic, chain: tuple[Span, ...]) -> Diagnostic:
+    """The finding with where its file was included, innermost first."""
+    return replace(finding, notes=(*finding.notes, *(Note("included here", at) for at in reversed(chain))))
+
+
+def _scopes(scope: Scope, ancestors: tuple[Path, ...], found: list[Diagnostic]) -> Iterator[Scope]:
+    """The scope and what it includes; an include that cannot be read is a finding, and its siblings are read on."""
     yield scope
-    here = scope.document.path
+    here = (*ancestors, scope.document.path)
     for name, include in scope.spec.include.items():
         span = scope.span("include", name, "mapping")
-        reference, _, major = include.mapping.partition("@")
-        path = find_spec(reference, near=here.parent, span=span)
-        if path.resolve() in {p.resolve() for p in (*ancestors, here)}:
-            ring = " -> ".join(str(p) for p in (*ancestors, here, path))
-            raise SpecError(Diagnostic("MS302", f"`include` runs in a circle: {ring}", span))
+        try:
+            document = _included_document(scope, name, include, here)
+            child = _child(scope, name, include, document)
+        except SpecError as error:
+            found += [_included(d, scope.chain) for d in error.diagnostics]
+            continue
+        yield from _scopes(replace(child, chain=(*scope.chain, span)), here, found)
+
+
+def _included_document(
+    scope: Scope, name: str, include: v1.Include, here: tuple[Path, ...]
+) -> Document[v1.Mapping]:  # fmt: skip
+    span = scope.span("include", name, "mapping")
+    reference, _, major = include.mapping.partition("@")
+    path = find_spec(reference, near=here[-1].parent, span=span)
+    if path.resolve() in {p.resolve() for p in here}:
+        ring = " -> ".join(p.name for p in (*here, path))
+        raise SpecError(Diagnostic("MS302", f"`include` runs in a circle: {ring}", span))
+    try:
         document = read_mapping(path)
-        check_major(document.tree, major, include.mapping, span)
-        condition: tuple[tuple[Scope, Expr, Span], ...] = ()
-        if include.when is not None:
-            at = scope.span("include", name, "when")
-            condition = ((scope, _parse(scope, include.when, at), at),)
-        part = _config_part(include.config, scope.span("include", name, "config"))
-        child = Scope(
-            id=f"{scope.id}.{name}".lstrip("."),
-            document=document,
-            config=(*scope.config, *part),
-            megatron=join(scope.megatron, _name(include.megatron, scope.span("include", name, "megatron"))),
-            hf=join(scope.hf, _name(include.hf, scope.span("include", name, "hf"))),
-            remount=_remounts(scope, name, include, document),
-            conditions=(*scope.conditions, *condition),
-            chain=(*scope.chain, span),
-        )
-        yield from _scopes(child, (*ancestors, here))
+    except SpecError as error:
+        raise SpecError([d.with_note("included here", span) for d in error.diagnostics]) from None
+    check_major(document.tree, major, include.mapping, span)
+    return document
 
 
-def _remounts(
-    scope: Scope, name: str, include: v1.Include, document: Document[v1.Mapping]
-) -> dict[str, tuple[Pattern | None, Pattern | None]]:
-    out: dict[str, tuple[Pattern | None, Pattern | None]] = {}
+def _child(scope: Scope, name: str, include: v1.Include, document: Document[v1.Mapping]) -> Scope:
+    at = ("include", name)
+    found: list[Diagnostic] = []
+    condition: tuple[tuple[Scope, Expr, Span], ...] = ()
+    if include.when is not None:
+        try:
+            span = scope.span(*at, "when")
+            condition = ((scope, parse_expr(include.when), span),)
+        except ExprError:
+            pass  # `verify_names` says so
+    megatron = _prefix(scope, include.megatron, (*at, "megatron"), found)
+    hf = _prefix(scope, include.hf, (*at, "hf"), found)
+    remount: dict[str, tuple[Pattern | None, Pattern | None]] = {}
     for mount, spelling in include.remount.items():
-        if mount not in document.model.mounts:
-            known = document.model.mounts
+        path = (*at, "remount", mount)
+        known = document.model.mounts
+        if mount not in known:
             message = f"`{include.mapping}` has no mount `{mount}`"
-            span = scope.span("include", name, "remount", mount, of_key=True)
             help_ = f"it has: {', '.join(known)}"
-            raise SpecError(Diagnostic("MS304", message, span, hint=nearest(mount, known), help=help_))
-        at = ("include", name, "remount", mount)
-        megatron = None if spelling.megatron is None else _name(spelling.megatron, scope.span(*at, "megatron"))
-        hf = None if spelling.hf is None else _name(spelling.hf, scope.span(*at, "hf"))
-        out[mount] = (
-            None if megatron is None else join(scope.megatron, megatron),
-            None if hf is None else join(scope.hf, hf),
+            found.append(
+                Diagnostic("MS304", message, scope.span(*path, of_key=True), hint=nearest(mount, known), help=help_)
+            )
+        remount[mount] = (
+            None if spelling.megatron is None else _prefix(scope, spelling.megatron, (*path, "megatron"), found),
+            None if spelling.hf is None else _prefix(scope, spelling.hf, (*path, "hf"), found),
         )
-    return out
-
-
-def _config_part(text: str, span: Span) -> tuple[str, ...]:
-    head, *rest = text.split(".")
-    if head != "hf" or not all(part.isidentifier() for part in rest):
-        raise SpecError(
-            Diagnostic("MS104", f"`{text}` is no part of the config", span, help="for example hf.llm_config")
+    head, *part = include.config.split(".")
+    if head != "hf" or not all(key.isidentifier() for key in part):
+        span = scope.span(*at, "config")
+        found.append(
+            Diagnostic("MS104", f"`{include.config}` is no part of the config", span, help="for example hf.llm_config")
         )
-    return tuple(rest)
+    if found:
+        raise SpecError(found)
+    return Scope(
+        id=f"{scope.id}.{name}".lstrip("."),
+        document=document,
+        config=(*scope.config, *part),
+        config_span=scope.span(*at, "config") if part else scope.config_span,
+        megatron=megatron,
+        hf=hf,
+        remount=remount,
+        conditions=(*scope.conditions, *condition),
+    )
 
 
-def _name(text: str, span: Span) -> Pattern:
+def _prefix(scope: Scope, text: str, path: Path_, found: list[Diagnostic]) -> Pattern:
+    """The full prefix of an included scope; it is a plain name, because axes belong to the scopes themselves."""
+    side = scope.megatron if path[-1] == "megatron" else scope.hf
     try:
-        return parse_name(text)
+        pattern = parse_name(text)
+        if pattern.occurrences:
+            raise NameSyntaxError("the prefix of an include has no holes", 0)
     except NameSyntaxError as error:
-        raise SpecError(Diagnostic("MS201", f"name `{text}`: {error}", span)) from None
-
-
-def _parse(scope: Scope, text: str, span: Span) -> Expr:
-    try:
-        return parse_expr(text)
-    except ExprError as error:
-        raise SpecError(Diagnostic("MS206", f"`{text}`: {error}", span)) from None
+        found.append(Diagnostic("MS201", f"name `{text}`: {error}", scope.span(*path)))
+        return side
+    return join(side, pattern)
 
 
 def _flavour_conflicts(scopes: tuple[Scope, ...]) -> Iterator[Diagnostic]:
@@ -189,5 +216,9 @@ def _flavour_conflicts(scopes: tuple[Scope, ...]) -> Iterator[Diagnostic]:
             other = first.setdefault(name, scope)
             if set(other.spec.flavours[name].choices) != set(flavour.choices):
                 note = Note("the other is declared here", other.span("flavours", name, of_key=True))
-                message = f"flavour `{name}` has other choices than the included one of that name"
-                yield Diagnostic("MS207", message, scope.span("flavours", name, of_key=True), notes=(note,))
+                message = f"flavour `{name}` has other choices than the one of that name that it is shared with"
+                help_ = (
+                    "flavours of equal names are one switch: give one of them another name, or both the same choices"
+                )
+                span = scope.span("flavours", name, of_key=True)
+                yield _included(Diagnostic("MS207", message, span, notes=(note,), help=help_), scope.chain)

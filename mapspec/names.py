@@ -2,8 +2,8 @@
 
 `layers.{layer}.weight` has a hole for an index; `{**rest}` at the end stands for any remaining dotted path.
 `*` and `**`, as users of Megatron-Bridge write them, are read as unnamed holes; `mapspec fmt` names them.
-Patterns are anchored at both ends. A hole matches decimal digits without leading zeros, so filling and matching are
-exact inverses.
+Patterns are anchored at both ends. A hole matches decimal digits without leading zeros, and something other than
+digits stands between two holes, so filling and matching are exact inverses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from functools import cached_property
 
 __all__ = ["Hole", "NameSyntaxError", "Pattern", "join", "parse_name"]
 
-_TOKEN = re.compile(r"\{(?P<rest>\*\*)?(?P<hole>[a-z_][a-z0-9_]*)\}|(?P<stars>\*+)|(?P<bad>[{}])|(?P<text>[^{}*]+)")
+_TOKEN = re.compile(
+    r"\{(?P<rest>\*\*)?(?P<hole>[A-Za-z][A-Za-z0-9_]*)\}|(?P<stars>\*+)|(?P<bad>[{}])|(?P<text>[^{}*]+)"
+)
+
+_INDEX = "0|[1-9][0-9]{0,17}"  # no index has more digits, and Python refuses to read thousands of them
 
 
 class NameSyntaxError(ValueError):
@@ -78,7 +82,7 @@ class Pattern:
                 out.append(f"(?P={part.name})")
             else:
                 seen.add(part.name)
-                body = r".+" if part.rest else r"0|[1-9][0-9]*"
+                body = r".+" if part.rest else _INDEX
                 out.append(f"(?P<{part.name}>{body})")
         return re.compile("".join(out))
 
@@ -97,9 +101,14 @@ class Pattern:
         """The same pattern with holes renamed; names that are not in `names` stay."""
         return Pattern(tuple(p if isinstance(p, str) else Hole(names.get(p.name, p.name), p.rest) for p in self.parts))
 
+    @cached_property
     def unnamed(self) -> tuple[str, ...]:
-        """Names of the holes that were written as `*` or `**`."""
-        return tuple(p.name for p in self.parts if isinstance(p, Hole) and p.name.startswith("_"))
+        """Names of the index holes that were written as `*`."""
+        return tuple(name for name in self.holes if name.startswith("_"))
+
+    def named(self, axes: Sequence[str]) -> Pattern:
+        """The pattern with its `*` named after the axes that they stand for, first to last."""
+        return self.rename(dict(zip(self.unnamed, axes, strict=False)))
 
     def meets(self, other: Pattern) -> bool:
         """Whether some name fits both patterns (holes taken as unbounded)."""
@@ -119,7 +128,7 @@ def parse_name(text: str) -> Pattern:
         assert found.start() == position, "the token expression covers every character"
         position = found.end()
         if found["bad"]:
-            raise NameSyntaxError("a hole is written `{name}`, in small letters", found.start())
+            raise NameSyntaxError("a hole is written `{name}`, a wildcard `*` or `**`", found.start())
         if found["text"]:
             parts.append(found["text"])
             continue
@@ -134,6 +143,8 @@ def parse_name(text: str) -> Pattern:
             )
         if parts and isinstance(parts[-1], Hole):
             raise NameSyntaxError("two holes side by side cannot be told apart", found.start())
+        if len(parts) > 1 and isinstance(parts[-2], Hole) and str(parts[-1]).isdecimal():
+            raise NameSyntaxError("two holes with only digits between them cannot be told apart", found.start())
         parts.append(hole)
     for part in parts[:-1]:
         if isinstance(part, Hole) and part.rest:
@@ -180,7 +191,7 @@ def _common(a: str, b: str) -> bool:
         return True
     if _DIGITS in (a, b):
         other = b if a == _DIGITS else a
-        return other.isdigit()
+        return other in "0123456789"
     return False
 
 

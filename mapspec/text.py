@@ -14,6 +14,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 from mapspec.diagnostics import Diagnostic, Note, Span
 from mapspec.errors import SpecError
@@ -53,11 +54,15 @@ def read_yaml(path: Path) -> Tree:
         SpecError: the file is missing or unreadable (MS001), is no YAML mapping (MS001), or repeats a key (MS002).
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise SpecError(Diagnostic("MS001", "this file does not exist", Span(str(path)))) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(Diagnostic("MS001", f"this file cannot be read: {error}", Span(str(path)))) from None
+    except UnicodeDecodeError as error:
+        message = f"this file is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise SpecError(Diagnostic("MS001", message, Span(str(path)), help="save the file as UTF-8")) from None
+    except OSError as error:
+        message = f"this file cannot be read: {error.strerror}"
+        raise SpecError(Diagnostic("MS001", message, Span(str(path)))) from None
     return parse_yaml(text, str(path))
 
 
@@ -68,10 +73,19 @@ def parse_yaml(text: str, path: str) -> Tree:
         root = yaml.compose(text)
     except MarkedYAMLError as error:
         raise SpecError(_syntax(error, text, path)) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        column = error.position - text.rfind("\n", 0, error.position)
+        message = f"YAML syntax: the character U+{ord(text[error.position]):04X} is not allowed in YAML"
+        raise SpecError(Diagnostic("MS001", message, Span(path, line, column))) from None
     except YAMLError as error:
-        raise SpecError(Diagnostic("MS001", f"this is not YAML: {error}", Span(path))) from None
+        first_line = str(error).splitlines()[0]
+        raise SpecError(Diagnostic("MS001", f"YAML syntax: {first_line}", Span(path))) from None
+    except RecursionError:
+        raise SpecError(Diagnostic("MS001", "this is nested too deeply to be a spec", Span(path))) from None
     if not isinstance(root, MappingNode):
-        raise SpecError(Diagnostic("MS001", "a spec is a mapping of keys to values", Span(path)))
+        message = "this file is empty" if root is None else "a spec is a mapping of keys to values"
+        raise SpecError(Diagnostic("MS001", message, Span(path), help="it begins with `apiVersion: mapspec/v1`"))
     builder = _Builder(path)
     data = builder.build(root, ())
     if builder.found:
@@ -87,6 +101,7 @@ class _Builder:
         self.keys: dict[Path_, Span] = {}
         self.values: dict[Path_, Span] = {}
         self.found: list[Diagnostic] = []
+        self.seen: set[int] = set()
 
     def span(self, node: Node) -> Span:
         start, end = node.start_mark, node.end_mark
@@ -94,7 +109,19 @@ class _Builder:
         return Span(self.path, start.line + 1, start.column + 1, end_col)
 
     def build(self, node: Node, at: Path_) -> Any:
+        if id(node) in self.seen:
+            # The node of an alias is the node of its anchor: it has no place of its own, and may hold itself.
+            message = "anchors and aliases (`&`, `*`) are not part of the spec language"
+            help_ = "say it once in `values`, `dims` or a block and use that name"
+            self.found.append(Diagnostic("MS001", message, self.span(node), help=help_))
+            return None
+        self.seen.add(id(node))
         self.values[at] = self.span(node)
+        tag = str(node.tag)
+        if not tag.startswith("tag:yaml.org,2002:"):
+            message = f"the tag `{tag}` is not part of the spec language"
+            self.found.append(Diagnostic("MS001", message, self.span(node), help="remove it; add quotes to mean text"))
+            return None
         if isinstance(node, MappingNode):
             return self.mapping(node, at)
         if isinstance(node, SequenceNode):
@@ -113,7 +140,7 @@ class _Builder:
                 self.found.append(Diagnostic("MS001", "a key has to be a plain word", self.span(key_node)))
                 continue
             key = str(key_node.value)
-            if key_node.tag.endswith(":merge"):
+            if str(key_node.tag).endswith(":merge"):
                 message = "merge keys (`<<`) are not part of the spec language"
                 self.found.append(Diagnostic("MS001", message, self.span(key_node), help="use `extends`"))
                 continue
@@ -127,7 +154,7 @@ class _Builder:
         return data
 
     def scalar(self, node: ScalarNode) -> Any:
-        kind = node.tag.rsplit(":", 1)[-1]
+        kind = str(node.tag).rsplit(":", 1)[-1]
         text = node.value
         if kind == "null":
             return None
@@ -135,7 +162,8 @@ class _Builder:
             return text.lower() == "true"
         try:
             if kind == "int":
-                return int(text.replace("_", ""), 0)
+                digits = text.replace("_", "")
+                return int(digits, 0) if digits.lower().startswith(("0o", "0x")) else int(digits)
             if kind == "float":
                 return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
@@ -143,14 +171,32 @@ class _Builder:
         return str(text)
 
 
+# What the parser says -> what it means to someone who writes a spec.
+_PLAIN = {
+    "mapping values are not allowed here": "a second `key: value` on one line, or a wrong indentation",
+    "could not find expected ':'": "a key without `:`",
+    "expected <block end>, but found '<block mapping start>'": "this line is indented differently from those above",
+    "expected <block end>, but found '<scalar>'": "text after the end of a value; is a quote missing?",
+    "expected <block end>, but found '<block sequence start>'": "a list item among keys, or a wrong indentation",
+    "did not find expected key": "a key is expected here",
+    "found character '\\t' that cannot start any token": "a tab; YAML is indented with spaces",
+    "but found another document": "a second document (`---`); a file holds one spec",
+    "found unexpected end of stream": "a quote is not closed",
+}
+
+
 def _syntax(error: MarkedYAMLError, text: str, path: str) -> Diagnostic:
     mark = error.problem_mark or error.context_mark
     span = Span(path, mark.line + 1, mark.column + 1) if mark else Span(path)
-    problem = (error.problem or "this is not YAML").strip()
+    problem = (error.problem or error.context or "this is not YAML").strip()
     lines = text.splitlines()
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
     help_ = None
     if "{" in line or "*" in line:
         # The two traps of names with holes and wildcards: flow style and aliases.
         help_ = "quote names that hold `{`, `}` or begin with `*`, or write them in block style"
-    return Diagnostic("MS001", f"YAML syntax: {problem}", span, help=help_)
+    if problem.startswith("found undefined alias"):
+        problem, help_ = "`*` begins an alias here", "quote a value or key that begins with `*`"
+    elif problem.endswith("but got '<stream end>'"):
+        problem = "a bracket is not closed"
+    return Diagnostic("MS001", f"YAML syntax: {_PLAIN.get(problem, problem)}", span, help=help_)

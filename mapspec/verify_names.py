@@ -6,12 +6,13 @@ Later stages rely on it: they look names up without asking whether they exist.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from mapspec.arrange import ArrangementError, parse_arrangement
 from mapspec.diagnostics import Diagnostic, Note, nearest
-from mapspec.expr import ExprError, parse_expr
+from mapspec.expr import RESERVED, ExprError, parse_expr
 from mapspec.link import Scope
 from mapspec.names import NameSyntaxError, Pattern, parse_name
 from mapspec.schema import v1
@@ -36,6 +37,7 @@ class _Verifier:
 
     def all(self) -> Iterator[Diagnostic]:
         yield from self.declared_once()
+        yield from self.computed_from_itself()
         for name, text in self.spec.values.items():
             yield from self.expression(text, ("values", name))
         for name, flavour in self.spec.flavours.items():
@@ -52,12 +54,13 @@ class _Verifier:
         for name, mount in self.spec.mounts.items():
             yield from self.mount(mount, ("mounts", name))
         for name, tie in self.spec.tied.items():
-            yield from self.pattern(name, ("tied", name), of_key=True)
-            yield from self.pattern(tie.to, ("tied", name, "to"))
+            yield from self.plain(name, "a tied weight", ("tied", name), of_key=True)
+            yield from self.plain(tie.to, "a tied weight", ("tied", name, "to"))
             yield from self.expression(tie.when, ("tied", name, "when"))
         for section in ("passthrough", "ignore_hf", "ignore_megatron"):
             for name in getattr(self.spec, section):
-                yield from self.pattern(name, (section, name), of_key=True)
+                found = self.pattern(name, (section, name), of_key=True)
+                yield from (d for d in found if isinstance(d, Diagnostic))
         for name, include in self.spec.include.items():
             if include.when is not None:
                 yield from self.expression(include.when, ("include", name, "when"))
@@ -66,12 +69,15 @@ class _Verifier:
 
     def found(
         self, code: str, message: str, path: Path_, *, of_key: bool = False, hint: str | None = None,
-        help: str | None = None, column: int | None = None,
+        help: str | None = None, text: str = "", column: int | None = None, width: int = 0,
     ) -> Diagnostic:  # fmt: skip
+        """A finding at a path; with `text` and `column`, at that place within what is written there."""
         span = self.tree.span(path, of_key=of_key)
-        if column is not None and span.end_col:
-            # Within a plain scalar the text of an expression starts where the value starts.
-            span = replace(span, col=min(span.col + column, span.end_col - 1))
+        quotes = span.end_col - span.col - len(text)
+        # Only where the text stands in one line as it is: folded and escaped texts have other columns.
+        if column is not None and text and quotes in (0, 2):
+            start = min(span.col + quotes // 2 + column, span.end_col - 1)
+            span = replace(span, col=start, end_col=min(start + width, span.end_col) if width else span.end_col)
         return Diagnostic(code, message, span, hint=hint, help=help)
 
     def known(
@@ -88,18 +94,30 @@ class _Verifier:
         try:
             expr = parse_expr(text)
         except ExprError as error:
-            yield self.found("MS206", f"`{text}`: {error}", path, column=error.column)
+            yield self.found("MS206", f"`{text}`: {error}", path, text=text, column=error.column)
             return
         for name in sorted(expr.names - self.namespace):
             hint = nearest(name, self.namespace) or (f"hf.{name}" if name.islower() else None)
             message = f"`{name}` is no value, dim, axis or flavour of this spec"
-            yield self.found("MS202", message, path, hint=hint, help="keys of config.json are written `hf.key`")
+            help_ = "keys of config.json are written `hf.key`"
+            at = re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text)
+            column = at.start() if at else None
+            yield self.found("MS202", message, path, hint=hint, help=help_, text=text, column=column, width=len(name))
 
-    def pattern(self, text: str, path: Path_, *, of_key: bool = False) -> Iterator[Diagnostic]:
+    def pattern(self, text: str, path: Path_, *, of_key: bool = False) -> Iterator[Pattern | Diagnostic]:
+        """The pattern of a name, or why it is none."""
         try:
-            parse_name(text)
+            yield parse_name(text)
         except NameSyntaxError as error:
-            yield self.found("MS201", f"name `{text}`: {error}", path, of_key=of_key)
+            yield self.found("MS201", f"name `{text}`: {error}", path, of_key=of_key, text=text, column=error.column)
+
+    def plain(self, text: str, what: str, path: Path_, *, of_key: bool = False) -> Iterator[Diagnostic]:
+        """What is wrong with a name that cannot have holes."""
+        for found in self.pattern(text, path, of_key=of_key):
+            if isinstance(found, Diagnostic):
+                yield found
+            elif found.occurrences:
+                yield self.found("MS201", f"name `{text}`: the name of {what} has no holes", path, of_key=of_key)
 
     # --- sections ----------------------------------------------------------------------------------------------
 
@@ -107,11 +125,62 @@ class _Verifier:
         first: dict[str, str] = {}
         for section in ("values", "flavours", "axes", "dims"):
             for name in getattr(self.spec, section):
+                if name in RESERVED:
+                    message = f"`{name}` is a word of the expression language; nothing can be called so"
+                    yield self.found("MS203", message, (section, name), of_key=True)
                 if name in first:
                     note = Note(f"declared in `{first[name]}` too", self.tree.span((first[name], name), of_key=True))
                     message = f"`{name}` is declared twice; expressions could not tell the two apart"
                     yield replace(self.found("MS203", message, (section, name), of_key=True), notes=(note,))
                 first.setdefault(name, section)
+
+    def computed_from_itself(self) -> Iterator[Diagnostic]:
+        """One finding per circle of values, dims and axes that need each other."""
+        places: dict[str, Path_] = {}
+        needs: dict[str, list[str]] = {}
+        for section in ("values", "dims", "axes"):
+            for name, entry in getattr(self.spec, section).items():
+                places.setdefault(name, (section, name))
+                needs.setdefault(name, sorted(self.needs(entry)))
+        done: set[str] = set()
+        for start in needs:
+            path: list[str] = []
+            stack = [(start, 0)]
+            while stack:
+                name, i = stack.pop()
+                if i == 0:
+                    path.append(name)
+                following = needs[name]
+                if i == len(following):
+                    path.pop()
+                    done.add(name)
+                    continue
+                stack.append((name, i + 1))
+                other = following[i]
+                if other in path:
+                    ring = " -> ".join([*path[path.index(other) :], other])
+                    yield self.found("MS209", f"`{other}` is computed from itself: {ring}", places[other], of_key=True)
+                    done.update(path)
+                elif other in needs and other not in done:
+                    stack.append((other, 0))
+
+    def needs(self, entry: str | v1.Dim | v1.Axis) -> set[str]:
+        """Names that the size or value of an entry is computed from."""
+        texts: list[str | None]
+        counts: set[str] = set()
+        if isinstance(entry, str):
+            texts = [entry]
+        elif isinstance(entry, v1.Dim):
+            texts = [entry.size, *(entry.segments or {}).values()]
+            with suppress(ArrangementError):  # `order` says so
+                counts = set().union(*(node.counts() for node in parse_arrangement(entry.order or "x")))
+        else:
+            texts = [entry.size, entry.length, entry.when, *(entry.pattern or ())]
+            counts = set(entry.ravel or ())
+        for text in texts:
+            with suppress(ExprError):  # `expression` says so
+                counts |= parse_expr(text).names if text is not None else set()
+        return counts
 
     def flavour(self, flavour: v1.Flavour, path: Path_) -> Iterator[Diagnostic]:
         yield from self.known(flavour.default, flavour.choices, "choice", (*path, "default"))
@@ -122,9 +191,10 @@ class _Verifier:
                 yield self.found("MS104", message, (*path, "before", version), of_key=True, help='for example "0.19"')
         for choice, name in flavour.detect.items():
             yield from self.known(choice, flavour.choices, "choice", (*path, "detect", choice), of_key=True)
-            yield from self.pattern(name, (*path, "detect", choice))
+            found = self.pattern(name, (*path, "detect", choice))
+            yield from (d for d in found if isinstance(d, Diagnostic))
         for other_name, other in self.spec.flavours.items():
-            if other is not flavour and path[-1] < other_name:
+            if other is not flavour and str(path[-1]) < other_name:
                 for choice in sorted(set(other.choices) & set(flavour.choices)):
                     message = (
                         f"choice `{choice}` belongs to flavour `{other_name}` too; rules could not tell which is meant"
@@ -146,6 +216,8 @@ class _Verifier:
                 yield from self.expression(text, (*path, key))
                 if axis.pattern is None:
                     yield self.found("MS205", f"`{key}` goes with `pattern`", (*path, key), of_key=True)
+        if axis.ravel is not None and axis.ravel[0] == axis.ravel[1]:
+            yield self.found("MS205", "an axis is made of two others", (*path, "ravel"))
         for i, name in enumerate(axis.ravel or ()):
             yield from self.known(name, self.spec.axes, "axis", (*path, "ravel", i))
             if name in self.spec.axes and self.spec.axes[name].ravel:
@@ -173,7 +245,7 @@ class _Verifier:
         try:
             nodes = parse_arrangement(text)
         except ArrangementError as error:
-            yield self.found("MS204", f"`{text}`: {error}", path, column=error.column)
+            yield self.found("MS204", f"`{text}`: {error}", path, text=text, column=error.column)
             return
         used = frozenset[str]().union(*(node.segments() for node in nodes))
         for name in sorted(used - set(segments)):
@@ -208,7 +280,7 @@ class _Verifier:
             if objects.when is not None:
                 yield from self.expression(objects.when, (*at, "when"))
             for k, text in enumerate(objects.names):
-                yield from self.pattern(text, (*at, "names", k))
+                yield from self.plain(text, "an object", (*at, "names", k))
 
     def rule(self, name: str, rule: v1.Rule, block: v1.Block, path: Path_) -> Iterator[Diagnostic]:
         if rule.when is not None:
@@ -228,6 +300,7 @@ class _Verifier:
             if spelling.hf is not None:
                 patterns += self.hf_names(spelling.hf, rule, block, (*at, "hf"))
         yield from (p for p in patterns if isinstance(p, Diagnostic))
+        yield from self.spelled_twice(rule.flavours, path)
         open_ended = {p.rest is not None for p in patterns if isinstance(p, Pattern)}
         if len(open_ended) > 1:
             yield self.found("MS201", "`**` has to stand on both sides or on none", path, of_key=True)
@@ -239,6 +312,25 @@ class _Verifier:
                 yield from self.known(dim, self.spec.dims, "dim", (*path, "shape", i))
         if len(self.fused(rule)) > 1:
             yield self.found("MS205", "only one dimension of a weight can be fused", (*path, "shape"))
+        cut = [d for d in rule.shape or () if d in self.spec.dims and self.spec.dims[d].split]
+        if len(cut) > 1:
+            message = f"`{cut[0]}` and `{cut[1]}` are both split; parallelism cuts one dimension of a weight"
+            yield self.found("MS205", message, (*path, "shape"))
+
+    def spelled_twice(
+        self, flavours: Mapping[str, v1.Spelling | v1.MountSpelling], path: Path_
+    ) -> Iterator[Diagnostic]:
+        """Choices of two flavours that can be active together and spell the same name: none of them would win."""
+        owner = {choice: name for name, flavour in self.spec.flavours.items() for choice in flavour.choices}
+        first: dict[str, str] = {}
+        for choice, spelling in flavours.items():
+            for side in spelling.model_fields_set:
+                other = first.setdefault(side, choice)
+                if owner.get(other) != owner.get(choice) and {other, choice} <= set(owner):
+                    message = f"`{other}` and `{choice}` both spell `{side}`, and can be chosen together"
+                    note = Note("the other spelling", self.tree.span((*path, "flavours", other, side)))
+                    found = self.found("MS210", message, (*path, "flavours", choice, side))
+                    yield replace(found, notes=(note,), help="make them choices of one flavour")
 
     def fused(self, rule: v1.Rule) -> list[v1.Dim]:
         dims = [self.spec.dims[d] for d in rule.shape or () if d in self.spec.dims]
@@ -267,21 +359,19 @@ class _Verifier:
     def holes(
         self, text: str, wildcards: Sequence[str], path: Path_, *, of_key: bool = False
     ) -> Iterator[Pattern | Diagnostic]:
-        """The pattern of a name with its wildcards named, and what is wrong with its holes."""
-        try:
-            pattern = parse_name(text)
-        except NameSyntaxError as error:
-            yield self.found("MS201", f"name `{text}`: {error}", path, of_key=of_key)
-            return
-        yield pattern
-        unnamed = [hole for hole in pattern.holes if hole.startswith("_")]
-        if len(unnamed) > len(wildcards):
-            message = f"name `{text}` has {len(unnamed)} `*`, but `wildcards` names {len(wildcards)} axes"
-            help_ = "write `{axis}` instead of `*`, or say in `wildcards` which axes the `*` stand for"
-            yield self.found("MS208", message, path, of_key=of_key, help=help_)
-        for hole in pattern.holes:
-            if not hole.startswith("_"):
-                yield from self.known(hole, self.spec.axes, "axis", path, of_key=of_key)
+        """The pattern of a name, and what is wrong with its holes."""
+        for pattern in self.pattern(text, path, of_key=of_key):
+            yield pattern
+            if isinstance(pattern, Diagnostic):
+                return
+            if len(pattern.unnamed) > len(wildcards):
+                n, m = len(pattern.unnamed), len(wildcards)
+                message = f"name `{text}` has {n} `*`, but `wildcards` names {m or 'no'} {'axis' if m == 1 else 'axes'}"
+                help_ = "write `{axis}` instead of `*`, or say in `wildcards` which axes the `*` stand for"
+                yield self.found("MS208", message, path, of_key=of_key, help=help_)
+            for hole in pattern.holes:
+                if not hole.startswith("_"):
+                    yield from self.known(hole, self.spec.axes, "axis", path, of_key=of_key)
 
     def mount(self, mount: v1.Mount, path: Path_) -> Iterator[Diagnostic]:
         if mount.when is not None:
@@ -298,8 +388,6 @@ class _Verifier:
                 yield self.found("MS205", f"axis `{mount.kinds_of}` has no `pattern`, so no kinds", (*path, "kinds_of"))
         for i, name in enumerate(mount.wildcards):
             yield from self.known(name, self.spec.axes, "axis", (*path, "wildcards", i))
-        for name in mount.pin:
-            yield from self.known(name, self.spec.axes, "axis", (*path, "pin", name), of_key=True)
         prefixes: list[tuple[str, Path_]] = [(mount.megatron, (*path, "megatron")), (mount.hf, (*path, "hf"))]
         for choice, spelling in mount.flavours.items():
             yield from self.known(choice, self.choices, "choice of a flavour", (*path, "flavours", choice), of_key=True)
@@ -307,5 +395,21 @@ class _Verifier:
                 text = getattr(spelling, key)
                 if text is not None:
                     prefixes.append((text, (*path, "flavours", choice, key)))
+        yield from self.spelled_twice(mount.flavours, path)
+        counted: set[str] = set()
         for text, at in prefixes:
-            yield from (d for d in self.holes(text, mount.wildcards, at) if isinstance(d, Diagnostic))
+            for found in self.holes(text, mount.wildcards, at):
+                if isinstance(found, Diagnostic):
+                    yield found
+                    continue
+                holes = found.named(mount.wildcards).holes
+                counted |= {
+                    part for h in holes if h in self.spec.axes for part in (h, *(self.spec.axes[h].ravel or ()))
+                }
+                if found.rest is not None:
+                    yield self.found("MS201", f"name `{text}`: a prefix does not end in `**`", at)
+        for name in mount.pin:
+            yield from self.known(name, self.spec.axes, "axis", (*path, "pin", name), of_key=True)
+            if name in self.spec.axes and name not in counted:
+                message = f"`{name}` is in neither prefix of mount `{path[-1]}`, so there is nothing to pin"
+                yield self.found("MS205", message, (*path, "pin", name), of_key=True)

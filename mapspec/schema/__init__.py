@@ -65,6 +65,7 @@ def _diagnostic(error: ErrorDetails, tree: Tree, schema: dict[str, Any]) -> Diag
     name = str(error["loc"][-1])
     kind = error["type"]
     where = ".".join(str(p) for p in path[:-1]) or "the document"
+    help_: str | None
     if kind == "extra_forbidden":
         known = sorted(_properties(schema, path[:-1]))
         message = f"unknown key `{path[-1]}` in {_quote(where)}"
@@ -208,7 +209,7 @@ def _for_editors(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema of files as they are written: one with `extends` holds parts of a document, and `null` removes."""
     if "extends" not in schema["properties"]:
         return schema
-    head = {key: schema[key] for key in ("$schema", "title", "description") if key in schema}
+    head: dict[str, Any] = {key: schema[key] for key in ("$schema", "title", "description") if key in schema}
     whole = {key: value for key, value in schema.items() if key not in (*head, "$defs")}
     own = {name: value for name, value in whole["properties"].items() if name in ("apiVersion", "kind", "metadata")}
     part = _partial(whole)
