@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	@$(BIN)/python -m mapspec.demo --model $(MODEL)
+	@$(BIN)/python demo/$(MODEL).py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,5 @@
+"""`python -m mapspec`."""
+
+from mapspec.cli import main
+
+main()
