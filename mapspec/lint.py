@@ -11,7 +11,7 @@ from typing import Any
 
 from mapspec.arrange import parse_arrangement
 from mapspec.bind import Bound, Choices, bind
-from mapspec.diagnostics import Diagnostic, Severity, nearest
+from mapspec.diagnostics import Diagnostic, Severity, Span, nearest
 from mapspec.documents import read_mapping
 from mapspec.errors import MapspecError, SpecError
 from mapspec.expr import parse_expr
@@ -21,11 +21,11 @@ from mapspec.names import parse_name
 from mapspec.prove import prove
 from mapspec.schema import v1
 from mapspec.table import build_table
-from mapspec.text import read_yaml
+from mapspec.text import Path_, read_yaml
 
 __all__ = ["lint", "reference_configs"]
 
-_FLIPS_UP_TO = 10_000  # rows; larger models have the same rules and would only take longer
+_FLIPS_UP_TO = 2_000  # rows; larger models have the same rules and would only take longer
 
 
 def lint(
@@ -68,28 +68,51 @@ def _lint_mapping(path: Path) -> list[Diagnostic]:
     found = [*_unused(linked.top)]
     bounds: list[Bound] = []
     configs: list[dict[str, Any]] = []
+    bound_to: list[tuple[Diagnostic, str]] = []
     for i, (name, file) in enumerate(reference_configs(linked.top)):
         if file is None:
             span = linked.top.span("metadata", "references", i)
             help_ = "put NAME.json into `configs/` beside the spec or into `tests/configs/` of the project"
             found.append(Diagnostic("MS307", f"there is no config for the reference `{name}`", span, help=help_))
             continue
-        config = read_config(file)
+        try:
+            config = read_config(file)
+        except MapspecError as error:
+            found += error.diagnostics
+            continue
         configs.append(config)
         for choices in _choices(linked):
             if choices.flavours and bounds and sum(len(r.positions) for r in bounds[-1].rules) > _FLIPS_UP_TO:
                 continue
+            where = ", ".join([f"`{name}`", *(f"{f}={c}" for f, c in choices.flavours.items())])
             try:
                 bound = bind(linked, config, choices)
             except SpecError as error:
-                found += [d.with_note(f"for the reference config `{name}`") for d in error.diagnostics]
+                bound_to += [(d, where) for d in error.diagnostics]
                 break
             bounds.append(bound)
-            found += [d.with_note(f"for the reference config `{name}`") for d in prove(build_table(bound)).findings]
+            bound_to += [(d, where) for d in prove(build_table(bound)).findings]
+    found += _once(bound_to)
     if bounds:
-        found += _never_used(linked.top, bounds)
-        found += _unknown_keys(linked, configs)
+        known = {path for config in configs for path in _paths(config, "")}
+        found += _never_used(linked.top, bounds, known)
+        found += _unknown_keys(linked.top, known)
     return found
+
+
+def _once(found: Iterable[tuple[Diagnostic, str]]) -> Iterator[Diagnostic]:
+    """Each mistake once, with the first config that shows it and how many others do."""
+    first: dict[tuple[str, Span | None], Diagnostic] = {}
+    places: dict[tuple[str, Span | None], list[str]] = {}
+    for finding, where in found:
+        key = (finding.code, finding.span)
+        first.setdefault(key, finding)
+        places.setdefault(key, []).append(where)
+    for key, finding in first.items():
+        others = len(set(places[key])) - 1
+        yield finding.with_note(
+            f"for the reference config {places[key][0]}" + (f" and {others} more" if others else "")
+        )
 
 
 def _choices(linked: Linked) -> Iterator[Choices]:
@@ -111,41 +134,32 @@ def _unused(scope: Scope) -> Iterator[Diagnostic]:
     mounted = {b for mount in spec.mounts.values() for b in mount.blocks}
     if any(mount.kinds_of for mount in spec.mounts.values()):
         mounted |= {b for kind in spec.kinds.values() for b in kind.blocks}
-    used = _names_used(spec)
+    used = {name for _, text in _expressions(spec) for name in parse_expr(text).names}
+    for dim in spec.dims.values():
+        if dim.order is not None:
+            used |= {name for node in parse_arrangement(dim.order) for name in node.counts()}
     rules = [rule for block in spec.blocks.values() for rule in block.tensors.values()]
     shapes = {d for rule in rules for d in rule.shape or ()}
     roles = {rule.role for rule in rules}
+    spelled = {c for rule in rules for c in rule.flavours} | {c for m in spec.mounts.values() for c in m.flavours}
+    switches = {name for name, flavour in spec.flavours.items() if spelled & set(flavour.choices)}
+    by_kind = any(mount.kinds_of for mount in spec.mounts.values())
     groups = (
-        ("blocks", spec.blocks, mounted),
-        ("dims", spec.dims, shapes | used),
-        ("values", spec.values, used),
-        ("roles", spec.roles, roles),
-        ("axes", spec.axes, used | _axes_used(spec)),
+        ("value", "values", spec.values, used),
+        ("flavour", "flavours", spec.flavours, used | switches),
+        ("axis", "axes", spec.axes, used | _axes_used(spec)),
+        ("dim", "dims", spec.dims, shapes | used),
+        ("role", "roles", spec.roles, roles),
+        ("kind", "kinds", spec.kinds, set(spec.kinds) if by_kind else set()),
+        ("block", "blocks", spec.blocks, mounted),
     )
-    for section, declared, wanted in groups:
+    if spec.extends:
+        return  # a variant inherits more than it needs
+    for noun, section, declared, wanted in groups:
         for name in declared:
             if name not in wanted:
-                noun = section.removesuffix("s") if section != "axes" else "axis"
-                help_ = "remove it; a variant inherits what it needs from its parent"
-                if not spec.extends:
-                    yield _warning("MS308", f"{noun} `{name}` is used nowhere", scope, section, name, help=help_)
-
-
-def _names_used(spec: v1.Mapping) -> set[str]:
-    texts: list[str | None] = [*spec.values.values(), *(r.dtype for r in spec.roles.values())]
-    for axis in spec.axes.values():
-        texts += [axis.size, axis.length, axis.when, *(axis.pattern or ())]
-    counts: set[str] = set()
-    for dim in spec.dims.values():
-        texts += [dim.size, *(dim.segments or {}).values()]
-        if dim.order is not None:
-            counts = counts.union(*(node.counts() for node in parse_arrangement(dim.order)))
-    for block in spec.blocks.values():
-        texts += [block.when, *(r.when for r in block.tensors.values()), *(o.when for o in block.objects)]
-    texts += [m.when for m in spec.mounts.values()]
-    texts += [t.when for t in spec.tied.values()]
-    texts += [i.when for i in spec.include.values()]
-    return counts.union(*(parse_expr(text).names for text in texts if text is not None))
+                help_ = "remove it, or use it; a misspelt name elsewhere may have been meant"
+                yield _warning("MS308", f"{noun} `{name}` is used nowhere", scope, section, name, help=help_)
 
 
 def _axes_used(spec: v1.Mapping) -> set[str]:
@@ -157,24 +171,24 @@ def _axes_used(spec: v1.Mapping) -> set[str]:
     used |= {a for axis in spec.axes.values() for a in axis.ravel or ()}
     used |= {m.kinds_of for m in spec.mounts.values() if m.kinds_of}
     used |= {a for b in spec.blocks.values() for a in b.wildcards}
+    used |= {o.each for b in spec.blocks.values() for o in b.objects if o.each}
     return used | {a for m in spec.mounts.values() for a in (*m.wildcards, *m.pin)}
 
 
-def _never_used(scope: Scope, bounds: list[Bound]) -> Iterator[Diagnostic]:
-    """Rules, and lists of exceptions, that no reference config ever needs."""
+def _never_used(scope: Scope, bounds: list[Bound], known: set[str]) -> Iterator[Diagnostic]:
+    """Rules that no reference config ever needs; those that wait for an unknown key are reported for that."""
     live = {(rule.block, rule.key) for bound in bounds for rule in bound.rules if rule.scope == ""}
     for block_name, block in scope.spec.blocks.items():
-        for key in block.tensors:
-            if (block_name, key) not in live and not scope.spec.extends:
+        for key, rule in block.tensors.items():
+            misspelt = {k for text in (rule.when, block.when) if text for k in parse_expr(text).keys} - known
+            if (block_name, key) not in live and not misspelt and not scope.spec.extends:
                 message = f"rule `{key}` makes no tensor of any reference config"
                 help_ = "correct its `when`, or add a config that needs it to `metadata.references`"
                 yield _warning("MS505", message, scope, "blocks", block_name, "tensors", key, help=help_)
 
 
-def _unknown_keys(linked: Linked, configs: list[dict[str, Any]]) -> Iterator[Diagnostic]:
-    """Config keys that no reference config has: misspelt inside `default(...)`, one would switch a rule off in silence."""
-    scope = linked.top
-    known = {path for config in configs for path in _paths(config, "")}
+def _unknown_keys(scope: Scope, known: set[str]) -> Iterator[Diagnostic]:
+    """Config keys that no reference config has: a misspelt one inside `default(...)` switches a rule off in silence."""
     for path, text in _expressions(scope.spec):
         for key in sorted(parse_expr(text).keys - known):
             message = f"no reference config has the key `{key}`"
@@ -185,28 +199,39 @@ def _unknown_keys(linked: Linked, configs: list[dict[str, Any]]) -> Iterator[Dia
             )  # fmt: skip
 
 
-def _expressions(spec: v1.Mapping) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _expressions(spec: v1.Mapping) -> Iterator[tuple[Path_, str]]:
+    """Every expression of a spec, with its path."""
+    for path, text in _all_expressions(spec):
+        if text is not None:
+            yield path, text
+
+
+def _all_expressions(spec: v1.Mapping) -> Iterator[tuple[Path_, str | None]]:
     for name, text in spec.values.items():
         yield ("values", name), text
     for name, axis in spec.axes.items():
         for key in ("size", "length", "when"):
-            if (value := getattr(axis, key)) is not None:
-                yield ("axes", name, key), value
+            yield ("axes", name, key), getattr(axis, key)
         for i, text in enumerate(axis.pattern or ()):
             yield ("axes", name, "pattern", i), text
     for name, dim in spec.dims.items():
-        if dim.size is not None:
-            yield ("dims", name, "size"), dim.size
+        yield ("dims", name, "size"), dim.size
         for segment, text in (dim.segments or {}).items():
             yield ("dims", name, "segments", segment), text
     for name, role in spec.roles.items():
         yield ("roles", name, "dtype"), role.dtype
     for name, block in spec.blocks.items():
+        yield ("blocks", name, "when"), block.when
         for key, rule in block.tensors.items():
-            if rule.when is not None:
-                yield ("blocks", name, "tensors", key, "when"), rule.when
+            yield ("blocks", name, "tensors", key, "when"), rule.when
+        for i, objects in enumerate(block.objects):
+            yield ("blocks", name, "objects", i, "when"), objects.when
+    for name, mount in spec.mounts.items():
+        yield ("mounts", name, "when"), mount.when
     for name, tie in spec.tied.items():
         yield ("tied", name, "when"), tie.when
+    for name, include in spec.include.items():
+        yield ("include", name, "when"), include.when
 
 
 def _paths(config: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -6,12 +6,14 @@ several rows share (stacked experts) are proven from the rows' places in them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mapspec.diagnostics import Diagnostic, Note
+from mapspec.bind import BoundRule
+from mapspec.diagnostics import Diagnostic, Note, Span
 from mapspec.regions import tiling_fault
-from mapspec.table import SURFACES, Member, Row, RuleForms, Table, TensorDecl
+from mapspec.table import RuleForms, Table, TensorDecl
 from mapspec.tensors import whole
 
 __all__ = ["Proof", "prove"]
@@ -38,9 +40,7 @@ class Proof:
 
 def prove(table: Table) -> Proof:
     """Check that the table is a bijection between its two sides."""
-    findings = [*_canonical_names(table), *_rules(table), *_lists(table), *_ties(table)]
-    for surface in SURFACES:
-        findings += _tensors(table, surface)
+    findings = [*_claims(table), *_rules(table), *_lists(table), *_ties(table)]
     hf, megatron = table.inventory("hf"), table.inventory("megatron")
     return Proof(
         tuple(sorted(set(findings), key=Diagnostic.sort_key)),
@@ -52,62 +52,87 @@ def prove(table: Table) -> Proof:
     )
 
 
-def _canonical_names(table: Table) -> Iterator[Diagnostic]:
-    first: dict[str, Row] = {}
-    for row in table.rows:
-        other = first.setdefault(row.megatron, row)
-        if other is not row:
-            message = f"`{row.rule.key}` and `{other.rule.key}` both make `{row.megatron}`"
-            notes = (Note("the other rule", other.rule.span),)
-            yield Diagnostic(
-                "MS501", message, row.rule.span, notes=notes, help="a weight has one rule; drop one of them"
-            )
+def _claims(table: Table) -> Iterator[Diagnostic]:
+    """Tensors that several rows share: that they share them well, or else one finding for each set of rules."""
+    found: dict[frozenset[Place], tuple[str, TensorDecl, str]] = {}
+    counts: Counter[frozenset[Place]] = Counter()
+    for surface in ("megatron", "hf", "stored"):
+        for decl in table.inventory(surface).values():
+            if len(decl.members) == 1 and not decl.members[0].form.stacked:
+                continue
+            fault = _fault(decl, surface)
+            if fault is not None:
+                places = frozenset(_place(member.row.rule) for member in decl.members)
+                counts[places] += found.setdefault(places, (surface, decl, fault))[0] == surface
+    for places, (surface, decl, fault) in found.items():
+        yield _claimed(sorted(places), surface, decl, fault, counts[places])
+
+
+type Place = tuple[Span, str, str]
+"""A rule at its mount: place of the rule, scope and mount."""
+
+
+def _place(rule: BoundRule) -> Place:
+    return rule.span, rule.scope, rule.mount
+
+
+def _fault(decl: TensorDecl, surface: str) -> str | None:
+    """How the rows of a tensor fail to share it."""
+    if surface == "megatron":
+        # A row is one canonical tensor: nothing is shared on this side, not even well.
+        return "several rows are one tensor"
+    forms = {id(member.form): member.form for member in decl.members}
+    shapes = sorted({form.shape for form in forms.values()})
+    if len(shapes) > 1:
+        return f"its shape is given as {' and '.join(str(list(shape)) for shape in shapes)}"
+    boxes = [m.form.lead(m.row.position) + whole(m.form.slot.shape) for m in decl.members]
+    return tiling_fault(decl.shape, boxes)
+
+
+def _claimed(places: list[Place], surface: str, decl: TensorDecl, fault: str, count: int) -> Diagnostic:
+    table_of = {_place(member.row.rule): member.row.rule for member in decl.members}
+    rules = [table_of[place] for place in places]
+    side = {"hf": "Hugging Face tensor", "stored": "torch_dist tensor", "megatron": "Megatron tensor"}[surface]
+    more = f" and {count - 1:,} more" if count > 1 else ""
+    what = f"the {side} `{decl.name}`{more}"
+    if len(rules) == 1:
+        message = f"`{rules[0].key}` fills {what} wrongly: {fault}"
+        help_ = "a name without the hole of an axis holds all its positions; is a `{hole}` missing in the name?"
+        return Diagnostic("MS502", message, rules[0].span, help=help_)
+    *others, last = rules
+    if others[-1].span == last.span:
+        message = f"mounts {' and '.join(f'`{rule.mount}`' for rule in rules)} both make {what}"
+        return Diagnostic("MS501", message, last.span, help="mount the block once, or under another prefix")
+    message = f"two rules make {what}" if surface == "megatron" else f"two rules claim {what}: {fault}"
+    notes = tuple(Note(f"the other rule, `{rule.key}`", rule.span) for rule in others)
+    help_ = "rule order never decides; make the names differ, or give the rules conditions that exclude each other"
+    return Diagnostic("MS501", message, last.span, notes=notes, help=help_)
 
 
 def _rules(table: Table) -> Iterator[Diagnostic]:
     for forms in dict.fromkeys(row.forms for row in table.rows):
-        for left, right in (("megatron", "hf"), ("hf", "megatron"), ("stored", "megatron"), ("megatron", "stored")):
-            for number, form in enumerate(forms.surfaces[right]):
-                boxes = [piece.right_box for piece in forms.region(left, right) if piece.right == number]
-                # Rows that padding adds to the Megatron side are zeros, nobody's image on the Hugging Face side.
-                shape = _unpadded(forms, form.slot.shape) if left == "hf" else form.slot.shape
-                fault = tiling_fault(shape, boxes)
-                if fault:
-                    message = f"`{forms.rule.key}` does not cover its {right} tensor exactly once: {fault}"
-                    yield Diagnostic("MS502", message, forms.rule.span)
+        fault = next(_untiled(forms), None)
+        if fault is not None:
+            surface, why = fault
+            side = {"hf": "Hugging Face", "stored": "torch_dist", "megatron": "Megatron"}[surface]
+            message = f"`{forms.rule.key}` does not cover its {side} tensor exactly once: {why}"
+            yield Diagnostic("MS502", message, forms.rule.span)
+
+
+def _untiled(forms: RuleForms) -> Iterator[tuple[str, str]]:
+    for left, right in (("megatron", "hf"), ("hf", "megatron"), ("stored", "megatron"), ("megatron", "stored")):
+        for number, form in enumerate(forms.surfaces[right]):
+            boxes = [piece.right_box for piece in forms.region(left, right) if piece.right == number]
+            # Rows that padding adds to the Megatron side are zeros, nobody's image on the Hugging Face side.
+            shape = _unpadded(forms, form.slot.shape) if left == "hf" else form.slot.shape
+            fault = tiling_fault(shape, boxes)
+            if fault is not None:
+                yield right, fault
 
 
 def _unpadded(forms: RuleForms, shape: tuple[int, ...]) -> tuple[int, ...]:
     dims = forms.rule.dims or ()
     return tuple(dim.size if dim.padded is not None else n for dim, n in zip(dims, shape, strict=True))
-
-
-def _tensors(table: Table, surface: str) -> Iterator[Diagnostic]:
-    for decl in table.inventory(surface).values():
-        if len(decl.members) == 1 and not decl.members[0].form.stacked:
-            continue
-        shapes = {member.form.shape for member in decl.members}
-        boxes = [_place(member) for member in decl.members]
-        fault = f"its shape is given as {sorted(shapes)}" if len(shapes) > 1 else tiling_fault(decl.shape, boxes)
-        if fault:
-            yield _shared(decl, surface, fault)
-
-
-def _place(member: Member) -> tuple[tuple[int, int], ...]:
-    return member.form.lead(member.row.position) + whole(member.form.slot.shape)
-
-
-def _shared(decl: TensorDecl, surface: str, fault: str) -> Diagnostic:
-    rules = list(dict.fromkeys(member.row.rule.span for member in decl.members))
-    side = {"hf": "Hugging Face tensor", "stored": "torch_dist tensor", "megatron": "Megatron tensor"}[surface]
-    if len(rules) > 1:
-        message = f"two rules claim the {side} `{decl.name}`: {fault}"
-        notes = tuple(Note("the other rule", span) for span in rules[1:])
-        help_ = "rule order never decides; make the names differ, or give the rules conditions that exclude each other"
-        return Diagnostic("MS501", message, rules[0], notes=notes, help=help_)
-    message = f"`{decl.members[0].row.rule.key}` fills the {side} `{decl.name}` wrongly: {fault}"
-    help_ = "a name without the hole of an axis holds all its positions; is a `{hole}` missing in the name?"
-    return Diagnostic("MS502", message, rules[0], help=help_)
 
 
 def _ties(table: Table) -> Iterator[Diagnostic]:
