@@ -115,7 +115,9 @@ class _Writer:
             else:
                 self.put(config, entry, mine, new, self.preferred(None if self.translate else value))
         for entry in self.spec.entries.values():
-            if entry.section == "fields" and not any(key in config for key in _decl(entry).hf):
+            if entry.section != "fields" or _decl(entry).derive is not None:
+                continue  # a computed field follows from what is written already
+            if not any(key in config for key in _decl(entry).hf):
                 own = self.key_for(entry)
                 if own is not None and self.changed(entry, base):
                     self.put(config, entry, own, self.written(entry, self.fields), self.preferred())

@@ -117,7 +117,7 @@ def provider_fields_from_run_config(
     for name, value in model.items():
         renamed = former.get(str(name), str(name))
         mine: str = renamed if value is not None and model.get(renamed) is None else str(name)
-        if mine in spec.entries and mine not in out:
+        if mine in spec.entries and out.get(mine) is None:
             try:
                 out[mine] = _read(mine, spec.entries[mine].decl.kind, value)
             except LookupError as error:

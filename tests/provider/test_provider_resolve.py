@@ -210,7 +210,8 @@ def test_overrides() -> None:
     assert fields["num_layers"] == 2
     assert fields["num_moe_experts"] == 512  # the MTP block still has experts
     # Megatron-Core's own fields can be set although the spec does not name them.
-    assert resolve_provider(SPEC, super_with(), {"recompute_granularity": "full"}).values()["recompute_granularity"] == "full"  # fmt: skip
+    fields = resolve_provider(SPEC, super_with(), {"recompute_granularity": "full"}).values()
+    assert fields["recompute_granularity"] == "full"
 
 
 def test_spec_is_found_by_architecture() -> None:
