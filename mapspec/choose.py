@@ -14,7 +14,7 @@ from mapspec.link import Linked, link_spec
 from mapspec.names import join, parse_name
 from mapspec.text import read_yaml
 
-__all__ = ["apply_sets", "choose_mapping", "detect_flavours", "parse_pairs"]
+__all__ = ["apply_sets", "choose_mapping", "detect_flavours", "listed_architectures", "parse_pairs"]
 
 
 def choose_mapping(config: Mapping[str, Any], *, where: str, spec: str | None = None) -> Linked:
@@ -26,11 +26,7 @@ def choose_mapping(config: Mapping[str, Any], *, where: str, spec: str | None = 
     if spec is not None:
         return link_spec(spec)
     wanted = [str(a) for a in config.get("architectures") or ()]
-    listed: dict[str, list[str]] = {}
-    for name, path in available("mappings").items():
-        metadata = read_yaml(path).data.get("metadata")
-        for architecture in (metadata.get("architectures") if isinstance(metadata, dict) else None) or ():
-            listed.setdefault(str(architecture), []).append(name)
+    listed = listed_architectures("mappings")
     found = sorted({name for architecture in wanted for name in listed.get(architecture, ())})
     if len(found) == 1:
         return link_spec(found[0])
@@ -44,6 +40,16 @@ def choose_mapping(config: Mapping[str, Any], *, where: str, spec: str | None = 
     hint = next((h for a in wanted if (h := nearest(a, listed))), None)
     help_ = f"there are: {known}; name a mapping with --spec, or write one (docs/variant.md)"
     raise SpecError(Diagnostic("MS409", message, where=where, hint=hint, help=help_))
+
+
+def listed_architectures(kind: str) -> dict[str, list[str]]:
+    """Architecture -> names of the specs of a kind (`mappings`, `providers`) that list it."""
+    out: dict[str, list[str]] = {}
+    for name, path in available(kind).items():
+        metadata = read_yaml(path).data.get("metadata")
+        for architecture in (metadata.get("architectures") if isinstance(metadata, dict) else None) or ():
+            out.setdefault(str(architecture), []).append(name)
+    return out
 
 
 def detect_flavours(linked: Linked, names: Iterable[str], chosen: Mapping[str, str]) -> dict[str, str]:

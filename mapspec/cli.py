@@ -89,6 +89,9 @@ VersionOpt = Annotated[
 PadOpt = Annotated[
     int | None, typer.Option("--padded-vocab-size", help="Rows of the vocabulary on the Megatron side. Default: as is.")
 ]
+RunConfigOpt = Annotated[
+    bool, typer.Option("--run-config/--no-run-config", help="Write run_config.yaml, for Megatron-Bridge.")
+]
 FormatOpt = Annotated[Format, typer.Option("--format", help="How the result is written.")]
 
 FindingFormatOpt = Annotated[FindingFormat, typer.Option("--format", help="How findings are written.")]
@@ -122,6 +125,7 @@ def convert(
     cast: CastOpt = None,
     megatron_core: VersionOpt = "0.19",
     padded_vocab_size: PadOpt = None,
+    run_config: RunConfigOpt = True,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors shard, for example 5GB.")] = "5GB",
     iteration: Annotated[str, typer.Option(help="Number of the iter_* folder, or `release`.")] = "0",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")] = False,
@@ -141,7 +145,9 @@ def convert(
         None if iteration == "release" else _iteration(iteration),
         threads,
     )
-    request = _request(source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size)
+    request = _request(
+        source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config
+    )
     done = convert(request, output, progress_for(sys.stderr, progress.value))
     typer.echo(render_converted(done, format.value))
 
@@ -158,13 +164,16 @@ def plan(
     cast: CastOpt = None,
     megatron_core: VersionOpt = "0.19",
     padded_vocab_size: PadOpt = None,
+    run_config: RunConfigOpt = True,
     format: FormatOpt = Format.TEXT,
 ) -> None:
     """Show what `convert` would do, from the headers alone: every row, every value step, all bytes."""
     from mapspec.prepare import prepare
     from mapspec.render.plan import render_plan
 
-    request = _request(source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size)
+    request = _request(
+        source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config
+    )
     typer.echo(render_plan(prepare(request).require(), format.value))
 
 
@@ -238,6 +247,21 @@ def resolve(
 
 
 @app.command()
+def provider(
+    spec: Annotated[str, typer.Argument(help="Provider spec, by name or path.", show_default=False)],
+    config: Annotated[Path, typer.Option(help="config.json of the model, or its folder.", show_default=False)],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a provider field.")
+    ] = None,
+    format: FormatOpt = Format.TEXT,
+) -> None:
+    """Show the Megatron-Core fields of a model, each with its value, its origin and the reason for it."""
+    from mapspec.provider.render import provider_report
+
+    typer.echo(provider_report(spec, config, set_ or (), format.value), nl=False)
+
+
+@app.command()
 def lint(
     paths: Annotated[list[Path] | None, typer.Argument(help="Spec files and folders.", show_default="mappings")] = None,
     format: FindingFormatOpt = FindingFormat.TEXT,
@@ -301,6 +325,7 @@ def rule(
 def _request(
     source: Path, to: Side | None, spec: str | None, reference: Path | None, flavour: list[str] | None,
     sets: list[str] | None, dtype: str | None, cast: list[str] | None, version: str, padded: int | None,
+    run_config: bool = True,
 ) -> Request:  # fmt: skip
     from mapspec.choose import parse_pairs
     from mapspec.prepare import Request
@@ -316,6 +341,7 @@ def _request(
         casts=parse_pairs(cast or (), "--cast"),
         megatron_version=_megatron(version),
         padded_vocab_size=padded,
+        run_config=run_config,
     )
 
 

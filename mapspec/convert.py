@@ -132,6 +132,8 @@ def _write_megatron(
     _write(home / CARRIED / "config.json", _config_bytes(prepared, None))
     index = {"metadata": {}, "weight_map": dict(reference.shard_of)}
     _write(home / CARRIED / INDEX_FILE, json.dumps(index).encode())
+    if prepared.run_config is not None and prepared.run_config.text is not None:
+        _write(home / "run_config.yaml", prepared.run_config.text.encode())
     _write(home / MANIFEST, manifest(prepared, layout))
     _write(folder / TRACKER, tracker_text(output.iteration))
     return copied, carried

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mapspec.bind import Choices, bind
+from mapspec.bridge import RunConfig, reference_from_run_config, run_config_for
 from mapspec.choose import apply_sets, choose_mapping, detect_flavours
 from mapspec.coverage import cover
 from mapspec.diagnostics import Diagnostic, nearest
@@ -37,6 +38,7 @@ class Request:
         casts: role -> dtype.
         megatron_version: Megatron-Core that reads or wrote the checkpoint.
         padded_vocab_size: rows of the vocabulary on the Megatron side; `None` for no padding.
+        run_config: whether run_config.yaml is written for Megatron-Bridge.
     """
 
     source: Path
@@ -49,11 +51,15 @@ class Request:
     casts: Mapping[str, str] = field(default_factory=dict)
     megatron_version: tuple[int, int] = (0, 19)
     padded_vocab_size: int | None = None
+    run_config: bool = True
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A conversion that is ready to run (`plan.findings` is empty) or says why not."""
+    """A conversion that is ready to run (`plan.findings` is empty) or says why not.
+
+    `run_config` is the text of run_config.yaml, or why there is none; `None` on the way to Hugging Face.
+    """
 
     request: Request
     source: Source
@@ -62,6 +68,7 @@ class Prepared:
     table: Table
     proof: Proof
     plan: Plan
+    run_config: RunConfig | None = None
 
     @property
     def to(self) -> Kind:
@@ -108,7 +115,18 @@ def prepare(request: Request) -> Prepared:
     )
     if plan.findings:
         plan = replace(plan, findings=_with_advice(plan, linked, config, choices, source, surface))
-    return Prepared(request, source, reference, config, table, proof, plan)
+    run_config = _run_config(request, reference, config) if source.kind == "hf" else None
+    return Prepared(request, source, reference, config, table, proof, plan, run_config)
+
+
+def _run_config(request: Request, reference: Reference, config: Mapping[str, Any]) -> RunConfig:
+    if not request.run_config:
+        return RunConfig(None, "--no-run-config")
+    try:
+        return run_config_for(config, where=reference.where, padded_vocab_size=request.padded_vocab_size)
+    except SpecError as error:
+        note = "run_config.yaml cannot be written without it; --no-run-config converts the weights alone"
+        raise SpecError(d.with_note(note) for d in error.diagnostics) from None
 
 
 def _check_dtypes(request: Request) -> None:
@@ -127,6 +145,10 @@ def _reference(request: Request, source: Source) -> Reference:
         return named
     if source.reference is not None:
         return source.reference
+    if source.run_config is not None:
+        found = reference_from_run_config(source.run_config, source.root)
+        if found is not None:
+            return found
     message = "this checkpoint does not say which Hugging Face config it belongs to"
     help_ = "name a Hugging Face folder or a config.json with --reference"
     raise CheckpointError(Diagnostic("MS722", message, where=str(source.path), help=help_))

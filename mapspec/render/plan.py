@@ -38,7 +38,7 @@ def render_plan(prepared: Prepared, format: str = "text") -> str:
         *_steps(plan),
         *(f"passed through  `{name}`: {why}" for name, why in plan.coverage.passthrough),
         *(f"left behind  {count} x `{pattern}`: {why}" for pattern, count, why in _ignored(plan)),
-        *_notes(plan),
+        *_notes(prepared),
         proof_line(prepared.proof),
     ]
     return "\n".join(lines)
@@ -81,10 +81,14 @@ def _ignored(plan: Plan) -> list[tuple[str, int, str]]:
     return [(pattern, count, why) for why, names in reasons.items() for pattern, count in collapse(names)]
 
 
-def _notes(plan: Plan) -> list[str]:
+def _notes(prepared: Prepared) -> list[str]:
+    plan, run_config = prepared.plan, prepared.run_config
+    out = []
+    if run_config is not None and run_config.text is None:
+        out.append(f"note      no run_config.yaml for Megatron-Bridge: {run_config.why_not}")
     rules = dict.fromkeys(row.rule.key for row in plan.table.rows if row.rule.note)
     notes = {row.rule.key: row.rule.note for row in plan.table.rows if row.rule.note}
-    return [f"note      `{key}`: {notes[key]}" for key in rules]
+    return out + [f"note      `{key}`: {notes[key]}" for key in rules]
 
 
 def _plan_json(prepared: Prepared) -> dict[str, Any]:
@@ -127,7 +131,7 @@ def render_converted(done: Converted, format: str = "text") -> str:
         *(f"  {line}" for line in _steps(plan)),
         *(f"  passed through `{name}`: {why}" for name, why in plan.coverage.passthrough),
         *(f"  left behind {count} x `{pattern}`: {why}" for pattern, count, why in _ignored(plan)),
-        *(f"  {line}" for line in _notes(plan)),
+        *(f"  {line}" for line in _notes(done.prepared)),
     ]
     if done.carried:
         lines.append(f"  carried along: {', '.join(done.carried)}")
