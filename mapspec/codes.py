@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from mapspec.diagnostics import Code
+from mapspec.spec_codes import SPEC_CODES
 
 __all__ = ["CODES", "Code"]
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """A kind of finding.
-
-    Attributes:
-        name: readable after "allow", for example `unknown-key`.
-        what: what the check looks at and why it matters.
-        fix: what to do.
-    """
-
-    name: str
-    what: str
-    fix: str
-
 
 # Ranges: 0xx text, 1xx schema, 2xx names, 3xx linking, 4xx config and provider, 5xx coverage and proof,
 # 60x-64x Hugging Face folders, 65x-69x torch_dist folders, 7xx conversion, 8xx verification.
 CODES: dict[str, Code] = {
+    **SPEC_CODES,
     "MS420": Code(
         "unknown-config-key",
         "The config has a key that the provider spec does not account for: it may change the model.",
@@ -360,5 +346,40 @@ CODES: dict[str, Code] = {
         "destination-unusable",
         "The destination folder cannot be made.",
         "Check that the folder above it is one you may write to.",
+    ),
+    "MS721": Code(
+        "same-side",
+        "The source already is a checkpoint of the side that was asked for.",
+        "Leave --to out, or name the other side.",
+    ),
+    "MS722": Code(
+        "config-unknown",
+        "The Megatron checkpoint does not carry the Hugging Face config that it belongs to.",
+        "Name a Hugging Face folder or a config.json with --reference.",
+    ),
+    "MS723": Code(
+        "tied-but-different",
+        "The config ties two weights that the checkpoint holds with different values; one of them would be lost.",
+        "Keep both: --set tie_word_embeddings=false.",
+    ),
+    "MS724": Code(
+        "side-file-unreadable",
+        "A file that should travel along, such as the tokenizer, cannot be copied.",
+        "Check the file's permissions and the room on the disk.",
+    ),
+    "MS801": Code(
+        "tensor-on-one-side",
+        "One of the two checkpoints holds tensors that the other lacks.",
+        "Find out which of the two is complete; convert again from that one.",
+    ),
+    "MS802": Code(
+        "shape-or-dtype-differs",
+        "A tensor has another shape or dtype in one checkpoint than in the other.",
+        "Check that both are of the same model; bring dtypes together with --dtype or --cast first.",
+    ),
+    "MS803": Code(
+        "values-differ",
+        "A tensor differs bit for bit between the two checkpoints.",
+        "Convert again from the checkpoint that is right; if it still differs, report it with the tensor's name.",
     ),
 }

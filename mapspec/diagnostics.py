@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-__all__ = ["Diagnostic", "Note", "Severity", "Span", "nearest"]
+__all__ = ["Code", "Diagnostic", "Note", "Severity", "Span", "nearest"]
 
 
 class Severity(StrEnum):
@@ -28,6 +28,24 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}:{self.col}"
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A kind of finding.
+
+    Attributes:
+        name: readable after "allow", for example `unknown-key`.
+        what: what the check looks at and why it matters.
+        fix: what to do.
+        wrong, right: an example of each, where the finding is about the text of a spec or config.
+    """
+
+    name: str
+    what: str
+    fix: str
+    wrong: str = ""
+    right: str = ""
 
 
 @dataclass(frozen=True, slots=True)

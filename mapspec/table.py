@@ -267,7 +267,7 @@ class Table:
 
 def build_table(bound: Bound) -> Table:
     """Write out every row of a bound spec. `mapspec.prove` checks what comes out."""
-    rows = []
+    rows: list[Row] = []
     for rule in bound.rules:
         if rule.dims is None:
             continue
