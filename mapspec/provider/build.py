@@ -178,15 +178,26 @@ def _stack(assembly: Assembly) -> tuple[Any, type, str]:
         spec = make(local_core_attention=False, remap_te_layernorm=True)
     else:
         spec = getattr(import_module(f"{models}_layer_specs"), f"{kind}_stack_spec")
-    spec = copy.deepcopy(spec)
-    layers = spec.submodules
-    mixer = layers.mamba_layer.submodules.mixer
+    spec = copy.copy(spec)
+    mixer = _own(spec, "submodules", "mamba_layer", "submodules", "mixer")
     mixer.params = {**(mixer.params or {}), "chunk_size": assembly.provider["mamba_chunk_size"]}
     if not grouped and assembly.provider["norms"] == "fused":
         moe = import_module("megatron.core.models.gpt.moe_module_specs")
-        layers.moe_layer.submodules.mlp = moe.get_moe_module_spec(use_te=True, num_experts=8, moe_grouped_gemm=False)
+        layer = _own(spec, "submodules", "moe_layer", "submodules")
+        layer.mlp = moe.get_moe_module_spec(use_te=True, num_experts=8, moe_grouped_gemm=False)
     model_class = getattr(import_module(f"{models}_model"), "HybridModel" if kind == "hybrid" else "MambaModel")
     return spec, model_class, f"{kind}_stack_spec"
+
+
+def _own(spec: Any, *path: str) -> Any:
+    """The part of a spec at `path`, copied with everything on the way to it.
+
+    Megatron-Core's spec is shared by all models of the process, and holds classes that a deep copy cannot take.
+    """
+    for name in path:
+        setattr(spec, name, copy.copy(getattr(spec, name)))
+        spec = getattr(spec, name)
+    return spec
 
 
 # --- the reference model --------------------------------------------------------------------------------------------

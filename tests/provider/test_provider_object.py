@@ -203,3 +203,26 @@ def test_real_model_on_the_cpu() -> None:
         assert "`tensor_model_parallel_size` is 2, but the process groups were made with 1" in str(caught.value)
         with pytest.raises(SpecError, match=r"MS447 megatron-core 0\..* refuses the fields: .*recompute_modules"):
             tiny(recompute_granularity="selective", recompute_modules=["nonsense"]).provide()
+
+
+@pytest.mark.megatron
+def test_gpu_stack_is_megatrons_own_with_our_chunk_size() -> None:
+    """The layer spec of the GPU model needs no CUDA to be put together, only to be built."""
+    from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
+    from megatron.core.models.hybrid.hybrid_model import HybridModel
+
+    def stack(**overrides: Any) -> Any:
+        spec, model_class, argument = build._stack(tiny(backend="transformer_engine", **overrides).assembly())
+        assert model_class is HybridModel
+        assert argument == "hybrid_stack_spec"
+        assert spec.submodules.mamba_layer.submodules.mixer.params["chunk_size"] == 8
+        return spec.submodules
+
+    shipped = hybrid_stack_spec.submodules
+    own = stack()
+    assert own.moe_layer.submodules.mlp is shipped.moe_layer.submodules.mlp
+    assert own.mtp_block_spec is shipped.mtp_block_spec
+    assert stack(moe_grouped_gemm=False).moe_layer.submodules.mlp is not shipped.moe_layer.submodules.mlp
+    fused = own.mamba_layer.submodules.mixer.submodules.in_proj
+    assert stack(norms="separate").mamba_layer.submodules.mixer.submodules.in_proj is not fused
+    assert "chunk_size" not in (shipped.mamba_layer.submodules.mixer.params or {})  # other models are not touched
