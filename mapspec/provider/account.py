@@ -23,12 +23,16 @@ def unknown_keys(spec: ProviderSpec, config: Mapping[str, Any], where: str) -> I
             continue
         place = _line_of(where, key)
         help_ = (
-            f"at {waived}, add `{key}` under `waived` with the reason why it does not matter, "
-            f"or give it a field under `fields` (at {fields})"
+            f"add `{key}` under `waived` ({_place(waived)}) with the reason why it does not matter, "
+            f"or give it a field under `fields` ({_place(fields)})"
         )
         message = f"`{where}` has the key `{key}`, which `{spec.name}` does not account for"
         notes = (Note("the key", place),) if place else ()
         yield Diagnostic("MS420", message, waived, hint=nearest(key, known), help=help_, notes=notes)
+
+
+def _place(span: Span) -> str:
+    return f"{Path(span.path).name}:{span.line}"
 
 
 def short(value: Any) -> str:
