@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails
 
 from mapspec.diagnostics import Diagnostic, Span, nearest
@@ -200,58 +201,17 @@ def _variants(root: dict[str, Any], node: dict[str, Any]) -> Iterator[dict[str, 
             yield from _variants(root, child)
 
 
-def schema_text(kind: str = "Mapping") -> str:
-    """The JSON Schema as it is committed beside this module."""
-    return json.dumps(_for_editors(json_schema(kind)), indent=2, ensure_ascii=False) + "\n"
-
-
-def _for_editors(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of files as they are written: one with `extends` holds parts of a document, and `null` removes."""
-    if "extends" not in schema["properties"]:
-        return schema
-    head: dict[str, Any] = {key: schema[key] for key in ("$schema", "title", "description") if key in schema}
-    whole = {key: value for key, value in schema.items() if key not in (*head, "$defs")}
-    own = {name: value for name, value in whole["properties"].items() if name in ("apiVersion", "kind", "metadata")}
-    part = _partial(whole)
-    part["properties"].update(own, extends=_strict_text(whole["properties"]["extends"]))
-    part["required"] = [*own, "extends"]
-    return {
-        **head,
-        "if": {"required": ["extends"]},
-        "then": part,
-        "else": whole,
-        "$defs": {
-            **schema["$defs"],
-            **{f"Part{name}": _partial(value) for name, value in schema["$defs"].items()},
-        },
+def schema_text() -> str:
+    """The JSON Schema of all kinds of documents, as it is committed beside this module."""
+    references, schema = models_json_schema([(model, "validation") for model in KINDS.values()])
+    links = {kind: references[model, "validation"] for kind, model in KINDS.items()}
+    whole = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mapspec/v1",
+        # Editors show the mistakes of the branch that `if` chooses; `oneOf` would show those of all branches.
+        "if": {"properties": {"kind": {"const": "Provider"}}, "required": ["kind"]},
+        "then": links["Provider"],
+        "else": links["Mapping"],
+        "$defs": schema["$defs"],
     }
-
-
-def _strict_text(node: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an optional value without its `null`."""
-    variants = [variant for variant in node["anyOf"] if variant.get("type") != "null"]
-    return {**{key: value for key, value in node.items() if key not in ("anyOf", "default")}, **variants[0]}
-
-
-def _partial(node: Any) -> Any:
-    """The same schema with nothing required, and `null` allowed for every key."""
-    if isinstance(node, list):
-        return [_partial(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    out = {}
-    for key, value in node.items():
-        if key == "properties":
-            out[key] = {name: _or_null(_partial(child)) for name, child in value.items()}
-        elif key in ("additionalProperties", "patternProperties") and isinstance(value, dict):
-            by_pattern = key == "patternProperties"
-            out[key] = {p: _or_null(_partial(v)) for p, v in value.items()} if by_pattern else _or_null(_partial(value))
-        elif key == "$ref":
-            out[key] = value.replace("/$defs/", "/$defs/Part")
-        elif key != "required":
-            out[key] = value if key in ("const", "enum", "default", "propertyNames") else _partial(value)
-    return out
-
-
-def _or_null(node: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [node, {"type": "null"}]}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
