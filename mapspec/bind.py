@@ -211,8 +211,10 @@ class BoundScope:
         else:
             key = ".".join(scope.config)
             help_ = "is this the config of another model? an include that not every model has takes a `when`"
-            assert scope.config_span is not None, "only a part of the config can be absent"
-            self.report("MS401", f"the config has no `{key}`", scope.config_span, help=help_)
+            notes = tuple(Note("included here", at) for at in reversed(scope.chain[:-1]))
+            self.found.append(
+                Diagnostic("MS401", f"the config has no `{key}`", scope.config_span, notes=notes, help=help_)
+            )
 
     # --- values ------------------------------------------------------------------------------------------------
 
@@ -289,6 +291,7 @@ class BoundScope:
             listed = f"no `{keys[0]}`" if len(keys) == 1 else "none of " + ", ".join(f"`{key}`" for key in keys)
             help_ = f"add it to config.json, or wrap it in the spec: default(hf.{error.key}, ...)"
             hint = next((h for key in error.keys if (h := nearest(key, [str(k) for k in self.hf]))), None)
+            span = span.part(text, error.column, len(f"hf.{keys[0]}") if len(keys) == 1 else 0)
             self.report("MS401", f"the config has {listed}, which `{text}` needs", span, hint=hint, help=help_)
         except ExprError as error:
             text, span = error.origin or (text, span)

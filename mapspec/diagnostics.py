@@ -29,6 +29,14 @@ class Span:
     def __str__(self) -> str:
         return f"{self.path}:{self.line}:{self.col}"
 
+    def part(self, text: str, column: int, width: int = 0) -> Span:
+        """The place of `width` characters (0: the rest) from `column` on in the text that stands here."""
+        quotes = self.end_col - self.col - len(text)
+        if quotes not in (0, 2) or not text:
+            return self  # folded or escaped: the text has other columns than the file
+        start = min(self.col + quotes // 2 + column, self.end_col - 1)
+        return replace(self, col=start, end_col=min(start + width, self.end_col) if width else self.end_col)
+
 
 @dataclass(frozen=True, slots=True)
 class Code:

@@ -75,9 +75,16 @@ def find_spec(name: str, kind: str = "mappings", *, near: Path | None = None, sp
         return known[name]
     help_ = f"there are: {', '.join(sorted(known))}; own specs are found by path or in the folders of MAPSPEC_PATH"
     where = None if span else name
-    raise SpecError(
-        Diagnostic("MS301", f"there is no spec `{name}`", span, where, hint=nearest(name, known), help=help_)
-    )
+    hint = nearest(name, [*known, *_beside(name, near)])
+    raise SpecError(Diagnostic("MS301", f"there is no spec `{name}`", span, where, hint=hint, help=help_))
+
+
+def _beside(name: str, near: Path | None) -> list[str]:
+    """Names, relative to `near`, of the specs in the folder where `name` was looked for."""
+    if near is None:
+        return []
+    parent = (near / name).parent
+    return [os.path.relpath(path.with_suffix(""), near) for path in sorted(parent.glob("*.yaml"))]
 
 
 def read_document[M: BaseModel](path: Path, model: type[M]) -> Document[M]:
@@ -108,7 +115,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Tree, tuple[Path, ...]]:
     kind = "providers" if tree.data.get("kind") == "Provider" else "mappings"
     parent_path = find_spec(name, kind, near=path.parent, span=span)
     if parent_path.resolve() in {p.resolve() for p in (*chain, path)}:
-        ring = " -> ".join(str(p) for p in (*chain, path, parent_path))
+        ring = " -> ".join(p.name for p in (*chain, path, parent_path))
         raise SpecError(Diagnostic("MS302", f"`extends` runs in a circle: {ring}", span))
     try:
         parent, ancestors = _read(parent_path, (*chain, path))
@@ -143,7 +150,7 @@ def merge(parent: Tree, child: Tree) -> Tree:
     data = {key: value for key, value in parent.data.items() if key not in _OWN_KEYS}
     for key in _OWN_KEYS:
         merged.drop((key,))
-    merged.into(data, child.data, ())
+    merged.into(data, child.data, (), list(data))
     if merged.found:
         raise SpecError(merged.found)
     return Tree(data, merged.keys, {**merged.values, (): child.values[()]})
@@ -156,27 +163,27 @@ class _Merge:
         self.values = dict(parent.values)
         self.found: list[Diagnostic] = []
 
-    def into(self, data: dict[str, Any], changes: dict[str, Any], at: Path_) -> None:
+    def into(self, data: dict[str, Any], changes: dict[str, Any], at: Path_, inherited: list[str]) -> None:
         for key, value in changes.items():
             path = (*at, key)
             if value is None:
-                if key not in data:
+                if key not in inherited:
                     message = f"`{key}` is removed here, but the parent has no such key"
                     span = self.child.span(path, of_key=True)
-                    help_ = f"it has: {', '.join(data)}" if data else "nothing is inherited at this place"
-                    self.found.append(Diagnostic("MS303", message, span, hint=nearest(key, data), help=help_))
+                    help_ = f"it has: {', '.join(inherited)}" if inherited else "nothing is inherited at this place"
+                    self.found.append(Diagnostic("MS303", message, span, hint=nearest(key, inherited), help=help_))
                 data.pop(key, None)
                 self.drop(path)
             elif isinstance(value, dict) and isinstance(data.get(key), dict):
                 self.take(path)
                 data[key] = dict(data[key])
-                self.into(data[key], value, path)
+                self.into(data[key], value, path, list(data[key]))
             elif isinstance(value, dict):
                 # New here: taken key by key all the same, so that a `null` within is seen to remove nothing.
                 self.drop(path)
                 self.take(path)
                 data[key] = {}
-                self.into(data[key], value, path)
+                self.into(data[key], value, path, [])
             else:
                 self.drop(path)
                 data[key] = value

@@ -173,7 +173,7 @@ def _check(node: ast.AST, text: str, called: set[int]) -> None:
     column = getattr(node, "col_offset", 0)
     here = ast.get_source_segment(text, node) or text
     if isinstance(node, ast.Call):
-        _check_call(node, here, column)
+        _check_call(node, column)
     elif isinstance(node, ast.Name):
         if node.id in FUNCTIONS and id(node) not in called:
             raise ExprError(f"`{node.id}` is a function; it is written `{node.id}(...)`", column)
@@ -182,7 +182,7 @@ def _check(node: ast.AST, text: str, called: set[int]) -> None:
             raise ExprError(f"`{here}` is no value of the spec language", column)
     elif isinstance(node, ast.Attribute):
         if _config_path(node) is None:
-            raise ExprError(f"`{here}`: only `hf.` has parts", column)
+            raise ExprError("only `hf` has parts; `.` is for keys of the config", column)
     elif isinstance(node, ast.BinOp):
         if not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
             raise ExprError("the operators are + - * and / (which has to divide evenly)", column)
@@ -198,10 +198,11 @@ def _check(node: ast.AST, text: str, called: set[int]) -> None:
         raise ExprError(f"`{here}` is not part of the spec language", column)
 
 
-def _check_call(node: ast.Call, here: str, column: int) -> None:
-    if not isinstance(node.func, ast.Name) or node.func.id not in _ARITY:
-        called = here.split("(", 1)[0]
-        raise ExprError(f"`{called}` is no function; there are {', '.join(FUNCTIONS)}", column)
+def _check_call(node: ast.Call, column: int) -> None:
+    if not isinstance(node.func, ast.Name):
+        raise ExprError(f"this cannot be called; functions are {', '.join(FUNCTIONS)}", column)
+    if node.func.id not in _ARITY:
+        raise ExprError(f"`{node.func.id}` is no function; there are {', '.join(FUNCTIONS)}", column)
     if node.keywords:
         raise ExprError("functions take no named arguments", column)
     least, most = _ARITY[node.func.id]

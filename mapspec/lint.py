@@ -131,9 +131,6 @@ def _warning(code: str, message: str, scope: Scope, *path: str | int, help: str 
 def _unused(scope: Scope) -> Iterator[Diagnostic]:
     """Declarations that nothing refers to."""
     spec = scope.spec
-    mounted = {b for mount in spec.mounts.values() for b in mount.blocks}
-    if any(mount.kinds_of for mount in spec.mounts.values()):
-        mounted |= {b for kind in spec.kinds.values() for b in kind.blocks}
     used = {name for _, text in _expressions(spec) for name in parse_expr(text).names}
     for dim in spec.dims.values():
         if dim.order is not None:
@@ -151,7 +148,7 @@ def _unused(scope: Scope) -> Iterator[Diagnostic]:
         ("dim", "dims", spec.dims, shapes | used),
         ("role", "roles", spec.roles, roles),
         ("kind", "kinds", spec.kinds, set(spec.kinds) if by_kind else set()),
-        ("block", "blocks", spec.blocks, mounted),
+        ("block", "blocks", spec.blocks, _mounted(spec)),
     )
     if spec.extends:
         return  # a variant inherits more than it needs
@@ -160,6 +157,14 @@ def _unused(scope: Scope) -> Iterator[Diagnostic]:
             if name not in wanted:
                 help_ = "remove it, or use it; a misspelt name elsewhere may have been meant"
                 yield _warning("MS308", f"{noun} `{name}` is used nowhere", scope, section, name, help=help_)
+
+
+def _mounted(spec: v1.Mapping) -> set[str]:
+    """Blocks that some mount places."""
+    mounted = {b for mount in spec.mounts.values() for b in mount.blocks}
+    if any(mount.kinds_of for mount in spec.mounts.values()):
+        mounted |= {b for kind in spec.kinds.values() for b in kind.blocks}
+    return mounted
 
 
 def _axes_used(spec: v1.Mapping) -> set[str]:
@@ -178,7 +183,10 @@ def _axes_used(spec: v1.Mapping) -> set[str]:
 def _never_used(scope: Scope, bounds: list[Bound], known: set[str]) -> Iterator[Diagnostic]:
     """Rules that no reference config ever needs; those that wait for an unknown key are reported for that."""
     live = {(rule.block, rule.key) for bound in bounds for rule in bound.rules if rule.scope == ""}
+    mounted = _mounted(scope.spec)
     for block_name, block in scope.spec.blocks.items():
+        if block_name not in mounted:
+            continue  # reported as used nowhere
         for key, rule in block.tensors.items():
             misspelt = {k for text in (rule.when, block.when) if text for k in parse_expr(text).keys} - known
             if (block_name, key) not in live and not misspelt and not scope.spec.extends:
@@ -192,7 +200,7 @@ def _unknown_keys(scope: Scope, known: set[str]) -> Iterator[Diagnostic]:
     for path, text in _expressions(scope.spec):
         for key in sorted(parse_expr(text).keys - known):
             message = f"no reference config has the key `{key}`"
-            span = scope.span(*path)
+            span = scope.span(*path).part(text, max(text.find(f"hf.{key}"), 0), len(f"hf.{key}"))
             yield Diagnostic(
                 "MS412", message, span, severity=Severity.WARNING, hint=nearest(key, known),
                 help="correct the key, or add a config that has it to `metadata.references`",

@@ -90,8 +90,12 @@ class Pattern:
         """The name with every hole filled in. Raises `KeyError` for a hole without a value."""
         return self.template % tuple(values[name] for name in self.occurrences)
 
-    def match(self, name: str) -> dict[str, int | str] | None:
-        """The values of the holes if `name` fits the pattern, else `None`."""
+    def match(self, name: str) -> bool:
+        """Whether `name` fits the pattern."""
+        return self.regex.fullmatch(name) is not None
+
+    def captures(self, name: str) -> dict[str, int | str] | None:
+        """The values of the holes if `name` fits the pattern, else `None`. The inverse of `fill`."""
         found = self.regex.fullmatch(name)
         if found is None:
             return None

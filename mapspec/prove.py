@@ -65,7 +65,10 @@ def _claims(table: Table) -> Iterator[Diagnostic]:
                 places = frozenset(_place(member.row.rule) for member in decl.members)
                 counts[places] += found.setdefault(places, (surface, decl, fault))[0] == surface
     for places, (surface, decl, fault) in found.items():
-        yield _claimed(sorted(places), surface, decl, fault, counts[places])
+        # The finding stands in the file that is looked at, where one of the rules is an inherited one.
+        top = str(table.bound.linked.top.document.path)
+        ordered = sorted(places, key=lambda place: (place[0].path == top, place))
+        yield _claimed(ordered, surface, decl, fault, counts[places])
 
 
 type Place = tuple[Span, str, str]
@@ -80,7 +83,7 @@ def _fault(decl: TensorDecl, surface: str) -> str | None:
     """How the rows of a tensor fail to share it."""
     if surface == "megatron":
         # A row is one canonical tensor: nothing is shared on this side, not even well.
-        return "several rows are one tensor"
+        return "several positions have this one name"
     forms = {id(member.form): member.form for member in decl.members}
     shapes = sorted({form.shape for form in forms.values()})
     if len(shapes) > 1:
@@ -103,7 +106,8 @@ def _claimed(places: list[Place], surface: str, decl: TensorDecl, fault: str, co
     if others[-1].span == last.span:
         message = f"mounts {' and '.join(f'`{rule.mount}`' for rule in rules)} both make {what}"
         return Diagnostic("MS501", message, last.span, help="mount the block once, or under another prefix")
-    message = f"two rules make {what}" if surface == "megatron" else f"two rules claim {what}: {fault}"
+    how = f": {fault}" if fault.startswith("its shape") else ""
+    message = f"two rules make {what}" if surface == "megatron" else f"two rules claim {what}{how}"
     notes = tuple(Note(f"the other rule, `{rule.key}`", rule.span) for rule in others)
     help_ = "rule order never decides; make the names differ, or give the rules conditions that exclude each other"
     return Diagnostic("MS501", message, last.span, notes=notes, help=help_)

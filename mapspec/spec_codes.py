@@ -140,6 +140,13 @@ SPEC_CODES: dict[str, Code] = {
         wrong="flavours: {separate: {megatron: a.weight}, sequential: {megatron: b.weight}}",
         right="flavours: {separate: {megatron: a.weight}, sequential: {hf: b.weight}}",
     ),
+    "MS211": Code(
+        "hole-missing",
+        "A mount counts an axis that a prefix has no hole for, so that all its positions would get the same names.",
+        "Put the hole into the prefix, or pin the axis.",
+        wrong="layers: {megatron: decoder.layers, hf: 'layers.{layer}', kinds_of: layer}",
+        right="layers: {megatron: 'decoder.layers.{layer}', hf: 'layers.{layer}', kinds_of: layer}",
+    ),
     # --- 3xx: linking ------------------------------------------------------------------------------------------
     "MS301": Code(
         "unknown-spec",
@@ -295,8 +302,8 @@ SPEC_CODES: dict[str, Code] = {
         "A rule leaves elements of a tensor out, or fills them twice. Often a `{hole}` is missing in a name, which "
         "then stands for the tensor of all positions.",
         "Put the hole into the name, or correct the arrangement.",
-        wrong="mounts: {layers: {megatron: decoder.layers, hf: 'layers.{layer}', blocks: [mlp]}}",
-        right="mounts: {layers: {megatron: 'decoder.layers.{layer}', hf: 'layers.{layer}', blocks: [mlp]}}",
+        wrong="'experts.{expert}.weight': {hf: experts.weight, stored: experts.weight0, shape: [ffn, hidden]}",
+        right="'experts.{expert}.weight': {hf: experts.weight, stored: experts.weight, shape: [ffn, hidden]}",
     ),
     "MS503": Code(
         "tied-to-nothing",

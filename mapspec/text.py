@@ -187,12 +187,16 @@ _PLAIN = {
 
 def _syntax(error: MarkedYAMLError, text: str, path: str) -> Diagnostic:
     mark = error.problem_mark or error.context_mark
+    if error.context_mark and (error.problem or "").endswith(("end of stream", "<stream end>'")):
+        mark = error.context_mark  # where the quote or bracket was opened, not the end of the file
     span = Span(path, mark.line + 1, mark.column + 1) if mark else Span(path)
     problem = (error.problem or error.context or "this is not YAML").strip()
     lines = text.splitlines()
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
     help_ = None
-    if "{" in line or "*" in line:
+    if "\\t" in problem:
+        help_ = "replace the tab by spaces"
+    elif "{" in line or "*" in line:
         # The two traps of names with holes and wildcards: flow style and aliases.
         help_ = "quote names that hold `{`, `}` or begin with `*`, or write them in block style"
     if problem.startswith("found undefined alias"):

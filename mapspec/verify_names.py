@@ -5,6 +5,7 @@ Later stages rely on it: they look names up without asking whether they exist.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -52,7 +53,9 @@ class _Verifier:
         for name, block in self.spec.blocks.items():
             yield from self.block(block, ("blocks", name))
         for name, mount in self.spec.mounts.items():
-            yield from self.mount(mount, ("mounts", name))
+            # One mistake in a mount may look like several, so its holes are counted only where all else is right.
+            found = list(self.mount(mount, ("mounts", name)))
+            yield from found or self.holes_missing(mount, ("mounts", name))
         for name, tie in self.spec.tied.items():
             yield from self.plain(name, "a tied weight", ("tied", name), of_key=True)
             yield from self.plain(tie.to, "a tied weight", ("tied", name, "to"))
@@ -73,21 +76,20 @@ class _Verifier:
     ) -> Diagnostic:  # fmt: skip
         """A finding at a path; with `text` and `column`, at that place within what is written there."""
         span = self.tree.span(path, of_key=of_key)
-        quotes = span.end_col - span.col - len(text)
-        # Only where the text stands in one line as it is: folded and escaped texts have other columns.
-        if column is not None and text and quotes in (0, 2):
-            start = min(span.col + quotes // 2 + column, span.end_col - 1)
-            span = replace(span, col=start, end_col=min(start + width, span.end_col) if width else span.end_col)
+        if column is not None:
+            span = span.part(text, column, width)
         return Diagnostic(code, message, span, hint=hint, help=help)
 
     def known(
-        self, name: str, valid: Iterable[str], what: str, path: Path_, *, of_key: bool = False
+        self, name: str, valid: Iterable[str], what: str, path: Path_, *, of_key: bool = False, text: str = ""
     ) -> Iterator[Diagnostic]:
+        """A finding if `name`, which stands at the path (within `text`, if given), is none of the valid ones."""
         valid = sorted(valid)
         if name not in valid:
             help_ = f"there are: {', '.join(valid)}" if valid else f"this spec declares no {what}"
+            message, hint, column = f"there is no {what} `{name}`", nearest(name, valid), _word(name, text)
             yield self.found(
-                "MS202", f"there is no {what} `{name}`", path, of_key=of_key, hint=nearest(name, valid), help=help_
+                "MS202", message, path, of_key=of_key, hint=hint, help=help_, text=text, column=column, width=len(name)
             )
 
     def expression(self, text: str, path: Path_) -> Iterator[Diagnostic]:
@@ -100,8 +102,7 @@ class _Verifier:
             hint = nearest(name, self.namespace) or (f"hf.{name}" if name.islower() else None)
             message = f"`{name}` is no value, dim, axis or flavour of this spec"
             help_ = "keys of config.json are written `hf.key`"
-            at = re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text)
-            column = at.start() if at else None
+            column = _word(name, text)
             yield self.found("MS202", message, path, hint=hint, help=help_, text=text, column=column, width=len(name))
 
     def pattern(self, text: str, path: Path_, *, of_key: bool = False) -> Iterator[Pattern | Diagnostic]:
@@ -193,13 +194,13 @@ class _Verifier:
             yield from self.known(choice, flavour.choices, "choice", (*path, "detect", choice), of_key=True)
             found = self.pattern(name, (*path, "detect", choice))
             yield from (d for d in found if isinstance(d, Diagnostic))
-        for other_name, other in self.spec.flavours.items():
-            if other is not flavour and str(path[-1]) < other_name:
-                for choice in sorted(set(other.choices) & set(flavour.choices)):
-                    message = (
-                        f"choice `{choice}` belongs to flavour `{other_name}` too; rules could not tell which is meant"
-                    )
-                    yield self.found("MS203", message, (*path, "choices"))
+        earlier = itertools.takewhile(lambda entry: entry[0] != path[-1], self.spec.flavours.items())
+        for other, declared in earlier:
+            for choice in sorted(set(declared.choices) & set(flavour.choices)):
+                message = f"choice `{choice}` belongs to flavour `{other}` too; rules could not tell which is meant"
+                note = Note("the other flavour", self.tree.span(("flavours", other, "choices")))
+                finding = self.found("MS203", message, (*path, "choices", flavour.choices.index(choice)))
+                yield replace(finding, notes=(note,))
 
     def axis(self, axis: v1.Axis, path: Path_) -> Iterator[Diagnostic]:
         given = [key for key in ("size", "pattern", "ravel") if getattr(axis, key) is not None]
@@ -249,11 +250,12 @@ class _Verifier:
             return
         used = frozenset[str]().union(*(node.segments() for node in nodes))
         for name in sorted(used - set(segments)):
-            yield from self.known(name, segments, "segment", path)
+            yield from self.known(name, segments, "segment", path, text=text)
         for name in sorted(set(segments) - used):
             yield self.found("MS204", f"segment `{name}` does not occur in `{text}`", path)
         for name in sorted(frozenset[str]().union(*(node.counts() for node in nodes))):
-            yield from self.known(name, {*self.spec.values, *self.spec.dims, *self.spec.axes}, "value", path)
+            counts = {*self.spec.values, *self.spec.dims, *self.spec.axes}
+            yield from self.known(name, counts, "value", path, text=text)
 
     def kinds(self) -> Iterator[Diagnostic]:
         first: dict[str, str] = {}
@@ -261,7 +263,8 @@ class _Verifier:
             for i, symbol in enumerate(kind.symbols):
                 if symbol in first:
                     message = f"symbol `{symbol}` already means `{first[symbol]}`"
-                    yield self.found("MS203", message, ("kinds", name, "symbols", i))
+                    note = Note("the other kind", self.tree.span(("kinds", first[symbol], "symbols")))
+                    yield replace(self.found("MS203", message, ("kinds", name, "symbols", i)), notes=(note,))
                 first.setdefault(symbol, name)
             for i, block in enumerate(kind.blocks):
                 yield from self.known(block, self.spec.blocks, "block", ("kinds", name, "blocks", i))
@@ -292,7 +295,7 @@ class _Verifier:
             patterns += self.holes(rule.stored, block.wildcards, (*path, "stored"))
         for choice, spelling in rule.flavours.items():
             at = (*path, "flavours", choice)
-            yield from self.known(choice, self.choices, "choice of a flavour", at, of_key=True)
+            yield from self.known(choice, self.choices, "choice", at, of_key=True)
             for key in ("megatron", "stored"):
                 text = getattr(spelling, key)
                 if text is not None:
@@ -371,7 +374,7 @@ class _Verifier:
                 yield self.found("MS208", message, path, of_key=of_key, help=help_)
             for hole in pattern.holes:
                 if not hole.startswith("_"):
-                    yield from self.known(hole, self.spec.axes, "axis", path, of_key=of_key)
+                    yield from self.known(hole, self.spec.axes, "axis", path, of_key=of_key, text=text)
 
     def mount(self, mount: v1.Mount, path: Path_) -> Iterator[Diagnostic]:
         if mount.when is not None:
@@ -390,7 +393,7 @@ class _Verifier:
             yield from self.known(name, self.spec.axes, "axis", (*path, "wildcards", i))
         prefixes: list[tuple[str, Path_]] = [(mount.megatron, (*path, "megatron")), (mount.hf, (*path, "hf"))]
         for choice, spelling in mount.flavours.items():
-            yield from self.known(choice, self.choices, "choice of a flavour", (*path, "flavours", choice), of_key=True)
+            yield from self.known(choice, self.choices, "choice", (*path, "flavours", choice), of_key=True)
             for key in ("megatron", "hf"):
                 text = getattr(spelling, key)
                 if text is not None:
@@ -413,3 +416,24 @@ class _Verifier:
             if name in self.spec.axes and name not in counted:
                 message = f"`{name}` is in neither prefix of mount `{path[-1]}`, so there is nothing to pin"
                 yield self.found("MS205", message, (*path, "pin", name), of_key=True)
+
+    def holes_missing(self, mount: v1.Mount, path: Path_) -> Iterator[Diagnostic]:
+        """Positions of a mount that would all get one name: an axis that is counted, and no hole that tells it."""
+        told: dict[str, set[str]] = {}
+        for side, text in (("megatron", mount.megatron), ("hf", mount.hf)):
+            holes = parse_name(text).named(mount.wildcards).holes
+            told[side] = {part for hole in holes for part in self.spec.axes[hole].ravel or (hole,)}
+        # On the Hugging Face side a tensor may hold all positions; of layers of different kinds it cannot.
+        by_kind = {mount.kinds_of} if mount.kinds_of else set()
+        for side, needed in (("megatron", by_kind | told["megatron"] | told["hf"]), ("hf", by_kind)):
+            for axis in sorted(needed - told[side] - set(mount.pin)):
+                text = getattr(mount, side)
+                message = f"the prefix `{text}` has no `{{{axis}}}`, so all positions of `{axis}` get the same names"
+                written = (*path, side) in self.tree.values
+                yield self.found("MS211", message, (*path, side) if written else path, of_key=not written)
+
+
+def _word(name: str, text: str) -> int | None:
+    """Where `name` stands as a word in `text`."""
+    found = re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text)
+    return found.start() if found else None

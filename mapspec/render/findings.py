@@ -64,10 +64,8 @@ def _lines(path: str) -> tuple[str, ...]:
 
 def _full(d: Diagnostic) -> str:
     place = _place(d.span, d.where)
-    head = f"{place}: {d.code} {d.message}" if place else f"{d.code} {d.message}"
-    out = [head]
-    if d.severity is Severity.WARNING:
-        out[0] = head.replace(d.code, f"{d.code} (warning)", 1)
+    code = f"{d.code} (warning)" if d.severity is Severity.WARNING else d.code
+    out = [f"{place}: {code} {d.message}" if place else f"{code} {d.message}"]
     caret = _caret(d.span, d.hint) if d.span else []
     out += caret
     gutter = " " * (len(str(d.span.line)) if d.span and caret else 2)
