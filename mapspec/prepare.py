@@ -14,6 +14,7 @@ from mapspec.coverage import cover
 from mapspec.diagnostics import Diagnostic, nearest
 from mapspec.errors import CheckpointError, PlanError, SpecError
 from mapspec.link import Linked
+from mapspec.nogc import gc_paused
 from mapspec.plan import FLOATS, Plan, make_plan
 from mapspec.prove import Proof, prove
 from mapspec.sources import Kind, Reference, Source, open_reference, open_source
@@ -86,6 +87,7 @@ class Prepared:
         return self
 
 
+@gc_paused()
 def prepare(request: Request) -> Prepared:
     """Decide a conversion from headers alone.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,13 @@ def read_yaml(path: Path) -> Tree:
     return parse_yaml(text, str(path))
 
 
+@lru_cache(maxsize=64)
 def parse_yaml(text: str, path: str) -> Tree:
-    """Parse `text`; `path` is the name that spans carry."""
+    """Parse `text`; `path` is the name that spans carry.
+
+    Remembered: one command reads the same spec several times (to find it, to link it, to include it), and nothing
+    changes a tree.
+    """
     yaml = YAML(typ="safe", pure=True)
     try:
         root = yaml.compose(text)

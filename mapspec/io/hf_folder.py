@@ -24,7 +24,7 @@ from mapspec.io.json_config import read_config
 from mapspec.io.safetensors_header import Header, read_header
 from mapspec.io.safetensors_index import INDEX_FILE, SINGLE_FILE, check_against_index, read_index
 from mapspec.io.side_files import sort_files
-from mapspec.io.torch_dist.nogc import gc_paused
+from mapspec.nogc import gc_paused
 from mapspec.tensors import StoredTensor
 
 __all__ = ["HFCheckpoint", "open_hf"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from mapspec.io.layout import Framing, Layout, NewTensor
 from mapspec.io.safetensors_header import DTYPE_CODES, METADATA_KEY
 from mapspec.io.safetensors_index import INDEX_FILE, SINGLE_FILE
-from mapspec.io.torch_dist.nogc import gc_paused
+from mapspec.nogc import gc_paused
 from mapspec.tensors import Chunk, StoredTensor, itemsize, numel, whole
 
 __all__ = ["layout_safetensors"]

@@ -17,10 +17,10 @@ from mapspec.io.torch_dist.archive import ItemError, Window
 from mapspec.io.torch_dist.common import COMMON_FILE, COMMON_OBJECT, common_from_file, common_from_object
 from mapspec.io.torch_dist.folder import METADATA, find_folder
 from mapspec.io.torch_dist.metadata import ListedTensor, Slot, read_listing
-from mapspec.io.torch_dist.nogc import gc_paused
 from mapspec.io.torch_dist.run_config import read_run_config
 from mapspec.io.torch_dist.tiling import tiling_problem
 from mapspec.io.torch_dist.zipitem import Locator, Place
+from mapspec.nogc import gc_paused
 from mapspec.tensors import DTYPES, Box, Chunk, StoredTensor, box_shape
 
 __all__ = ["TorchDistCheckpoint", "open_torch_dist"]

@@ -10,8 +10,8 @@ from mapspec.io.torch_dist.emit_metadata import metadata_pickle
 from mapspec.io.torch_dist.folder import METADATA, metadata_json
 from mapspec.io.torch_dist.frame import tensor_frame
 from mapspec.io.torch_dist.metadata import Slot
-from mapspec.io.torch_dist.nogc import gc_paused
 from mapspec.io.torch_dist.tiling import tiling_problem
+from mapspec.nogc import gc_paused
 from mapspec.tensors import DTYPES, Chunk, StoredTensor, box_shape
 
 __all__ = ["layout_torch_dist"]
