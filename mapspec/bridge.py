@@ -46,9 +46,18 @@ def run_config_for(config: Mapping[str, Any], *, where: str, padded_vocab_size: 
     architectures = [str(a) for a in config.get("architectures") or ()]
     if not set(architectures).intersection(listed_architectures("providers")):
         return RunConfig(None, f"no provider spec lists {', '.join(architectures) or 'its architecture'}")
-    overrides = {} if padded_vocab_size is None else {"should_pad_vocab": True}
+    overrides: dict[str, Any] = {}
+    if padded_vocab_size is not None:
+        overrides = {"should_pad_vocab": True}
+        overrides["make_vocab_size_divisible_by"] = _multiple(int(config["vocab_size"]), padded_vocab_size)
     resolved = resolve_provider(choose_provider(config, where=where), config, overrides, where=where)
     return RunConfig(run_config_yaml(resolved))
+
+
+def _multiple(vocab_size: int, padded: int) -> int:
+    """What the vocabulary is padded to a multiple of: the largest power of two that gives `padded`, else `padded`."""
+    powers = (1 << k for k in range(20, -1, -1))
+    return next((d for d in powers if -(-vocab_size // d) * d == padded), padded)
 
 
 def reference_from_run_config(run_config: Mapping[str, Any], path: Path) -> Reference | None:
