@@ -166,7 +166,10 @@ class _Merge:
     def into(self, data: dict[str, Any], changes: dict[str, Any], at: Path_, inherited: list[str]) -> None:
         for key, value in changes.items():
             path = (*at, key)
-            if value is None:
+            if value is None and ")" in key:
+                data[key] = None  # a cut-off expression; the schema says so
+                self.take(path)
+            elif value is None:
                 if key not in inherited:
                     message = f"`{key}` is removed here, but the parent has no such key"
                     span = self.child.span(path, of_key=True)

@@ -256,7 +256,7 @@ SPEC_CODES: dict[str, Code] = {
         right="--flavour norms=fused",
     ),
     "MS408": Code(
-        "does-not-divide",
+        "parallel-size",
         "A parallel size does not divide what it cuts: rows, a segment, or the experts.",
         "Take one of the sizes listed.",
         wrong="tp_size=3 for 8 heads",
@@ -327,7 +327,7 @@ SPEC_CODES: dict[str, Code] = {
         right="when: hf.mlp_bias",
     ),
     "MS511": Code(
-        "tensor-missing",
+        "tensor-absent",
         "The spec and the config promise tensors that the checkpoint does not hold.",
         "Complete the checkpoint, or correct what config.json promises (`--set` for one run).",
     ),

@@ -54,8 +54,8 @@ class _Verifier:
             yield from self.block(block, ("blocks", name))
         for name, mount in self.spec.mounts.items():
             # One mistake in a mount may look like several, so its holes are counted only where all else is right.
-            found = list(self.mount(mount, ("mounts", name)))
-            yield from found or self.holes_missing(mount, ("mounts", name))
+            wrong = list(self.mount(mount, ("mounts", name)))
+            yield from wrong or self.holes_missing(mount, ("mounts", name))
         for name, tie in self.spec.tied.items():
             yield from self.plain(name, "a tied weight", ("tied", name), of_key=True)
             yield from self.plain(tie.to, "a tied weight", ("tied", name, "to"))

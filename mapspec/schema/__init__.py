@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails
 
 from mapspec.diagnostics import Diagnostic, Span, nearest
 from mapspec.errors import SpecError
 from mapspec.schema import provider_v1, v1
+from mapspec.schema.export import export
 from mapspec.text import Path_, Tree
 
 __all__ = ["API_VERSIONS", "KINDS", "json_schema", "schema_text", "validate"]
@@ -71,6 +70,8 @@ def _diagnostic(error: ErrorDetails, tree: Tree, schema: dict[str, Any]) -> Diag
         known = sorted(_properties(schema, path[:-1]))
         message = f"unknown key `{path[-1]}` in {_quote(where)}"
         help_ = f"known: {', '.join(known)}"
+        if ")" in name:
+            help_ = "a comma ends a value in flow style: quote the expression, or write it in block style"
         return Diagnostic("MS101", message, tree.span(path, of_key=True), hint=nearest(name, known), help=help_)
     if kind == "missing":
         parent = ".".join(str(p) for p in path) or "the document"
@@ -203,15 +204,4 @@ def _variants(root: dict[str, Any], node: dict[str, Any]) -> Iterator[dict[str, 
 
 def schema_text() -> str:
     """The JSON Schema of all kinds of documents, as it is committed beside this module."""
-    references, schema = models_json_schema([(model, "validation") for model in KINDS.values()])
-    links = {kind: references[model, "validation"] for kind, model in KINDS.items()}
-    whole = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "mapspec/v1",
-        # Editors show the mistakes of the branch that `if` chooses; `oneOf` would show those of all branches.
-        "if": {"properties": {"kind": {"const": "Provider"}}, "required": ["kind"]},
-        "then": links["Provider"],
-        "else": links["Mapping"],
-        "$defs": schema["$defs"],
-    }
-    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    return export(KINDS)
