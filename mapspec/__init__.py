@@ -1,7 +1,7 @@
 """Moving model weights between Hugging Face and Megatron-Core, with the mapping as data.
 
 The names below are imported on first use, so that `import mapspec` costs nothing and brings no torch along. What a
-command does stands in the module of its name: `from mapspec.convert import convert`, `from mapspec.verify import verify`.
+command does stands in the module of its name: `from mapspec.convert import convert`.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from mapspec.io.torch_dist import (
     iteration_folder,
     layout_torch_dist,
     tracker_text,
+    train_state_pt,
 )
 from mapspec.manifest import manifest
 from mapspec.prepare import Prepared, Request, prepare
@@ -87,9 +88,8 @@ def convert(request: Request, output: Output, progress: Progress | None = None) 
     began = time.monotonic()
     prepared = prepare(request).require()
     _check_ties(prepared)
-    reference = prepared.reference
-    sources = [prepared.source.path, *([reference.root] if reference.root is not None else [])]
-    with publishing(output.destination, overwrite=output.overwrite, sources=sources[:1], fsync=False) as folder:
+    source = prepared.source.path
+    with publishing(output.destination, overwrite=output.overwrite, sources=[source], fsync=output.fsync) as folder:
         write = _write_megatron if prepared.to == "megatron" else _write_hf
         copied, carried = write(prepared, output, folder, progress)
     return Converted(prepared, output.destination, copied, carried, time.monotonic() - began)
@@ -134,6 +134,8 @@ def _write_megatron(
     _write(home / CARRIED / INDEX_FILE, json.dumps(index).encode())
     if prepared.run_config is not None and prepared.run_config.text is not None:
         _write(home / "run_config.yaml", prepared.run_config.text.encode())
+        _write(home / "train_state.pt", train_state_pt(output.iteration or 0))
+        _write(folder / "latest_train_state.pt", train_state_pt(output.iteration or 0))
     _write(home / MANIFEST, manifest(prepared, layout))
     _write(folder / TRACKER, tracker_text(output.iteration))
     return copied, carried

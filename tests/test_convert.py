@@ -186,11 +186,34 @@ def test_what_lies_in_the_result(source: Path, tmp_path: Path) -> None:
     (source / "code/modeling.py").write_text("pass\n")
     convert(Request(source), Output(tmp_path / "megatron"))
     root = tmp_path / "megatron"
-    assert sorted(p.name for p in root.iterdir()) == ["iter_0000000", "latest_checkpointed_iteration.txt"]
+    assert sorted(p.name for p in root.iterdir()) == [
+        "iter_0000000",
+        "latest_checkpointed_iteration.txt",
+        "latest_train_state.pt",
+    ]
+    state = torch.load(root / "latest_train_state.pt", weights_only=True)
+    assert {name: (value.dtype, value.item()) for name, value in state.items()} == {
+        "step": (torch.int32, 0),
+        "consumed_train_samples": (torch.int32, 0),
+        "skipped_train_samples": (torch.int32, 0),
+        "consumed_valid_samples": (torch.int32, 0),
+        "floating_point_operations_so_far": (torch.float64, 0.0),
+        "do_train": (torch.bool, False),
+        "do_valid": (torch.bool, False),
+        "do_test": (torch.bool, False),
+    }
     assert (root / "latest_checkpointed_iteration.txt").read_text() == "0"
     home = root / "iter_0000000"
     names = {p.name for p in home.iterdir()}
-    assert {".metadata", "metadata.json", "common.pt", "run_config.yaml", "mapspec.json", "hf"} <= names
+    assert {
+        ".metadata",
+        "metadata.json",
+        "common.pt",
+        "run_config.yaml",
+        "train_state.pt",
+        "mapspec.json",
+        "hf",
+    } <= names
     assert json.loads((home / "metadata.json").read_text())["sharded_backend"] == "torch_dist"
     record = json.loads((home / "mapspec.json").read_text())
     assert record["mapping"]["name"] == "nemotron_h"

@@ -9,7 +9,13 @@ from mapspec.io.torch_dist.folder import (
     metadata_json,
     tracker_text,
 )
-from mapspec.io.torch_dist.objects import common_pt, common_state_object, extra_state_key, extra_state_stub
+from mapspec.io.torch_dist.objects import (
+    common_pt,
+    common_state_object,
+    extra_state_key,
+    extra_state_stub,
+    train_state_pt,
+)
 from mapspec.io.torch_dist.read import TorchDistCheckpoint, open_torch_dist
 from mapspec.io.torch_dist.write import layout_torch_dist
 
@@ -28,4 +34,5 @@ __all__ = [
     "metadata_json",
     "open_torch_dist",
     "tracker_text",
+    "train_state_pt",
 ]

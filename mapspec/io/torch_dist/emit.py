@@ -6,11 +6,11 @@ Composed as bytes they are the same with every torch version, and need none.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mapspec.tensors import itemsize, numel
 
-__all__ = ["emit_int", "emit_text", "emit_tuple", "tensor_pickle"]
+__all__ = ["emit_int", "emit_text", "emit_tuple", "scalars_pickle", "tensor_pickle"]
 
 _TYPED_STORAGES = {
     "bool": b"BoolStorage",
@@ -53,10 +53,19 @@ def emit_tuple(values: Sequence[int]) -> bytes:
     return b"(" + body + b"t" if len(values) > 3 else body + _TUPLES[len(values)]
 
 
-def tensor_pickle(dtype: str, shape: Sequence[int]) -> bytes:
+def scalars_pickle(dtypes: Mapping[str, str]) -> bytes:
+    """The `data.pkl` for a dictionary of tensors without axes, in the order of `data/0`, `data/1`, and so on."""
+    body = b"".join(
+        emit_text(name) + tensor_pickle(dtype, (), key=str(i))[2:-1] for i, (name, dtype) in enumerate(dtypes.items())
+    )
+    return b"\x80\x02}(" + body + b"u."
+
+
+def tensor_pickle(dtype: str, shape: Sequence[int], key: str = "0") -> bytes:
     """The `data.pkl` that `torch.save` writes for a dense tensor of that shape (in elements), in pickle protocol 2.
 
-    Data types that have no storage class of their own come as an untyped storage and name themselves at the end.
+    `key` names the record of its data, `data/KEY`. Data types that have no storage class of their own come as an
+    untyped storage and name themselves at the end.
     """
     memo = 0
 
@@ -75,7 +84,7 @@ def tensor_pickle(dtype: str, shape: Sequence[int]) -> bytes:
             b"\x80\x02ctorch._utils\n_rebuild_tensor_v%c\n" % (b"2" if typed else b"3") + put(),
             b"((" + emit_text("storage") + put(),
             (b"ctorch\n%b\n" % typed if typed else b"ctorch.storage\nUntypedStorage\n") + put(),
-            emit_text("0") + put() + emit_text("cpu") + put() + emit_int(count) + b"t" + put() + b"QK\x00",
+            emit_text(key) + put() + emit_text("cpu") + put() + emit_int(count) + b"t" + put() + b"QK\x00",
             put_tuple(shape) + put_tuple(_strides(shape)),
             b"\x89ccollections\nOrderedDict\n" + put() + b")R" + put(),
             b"" if typed else b"ctorch\n%b\n" % dtype.encode() + put(),

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mapspec.io.torch_dist.emit import tensor_pickle
+from mapspec.io.torch_dist.emit import scalars_pickle, tensor_pickle
 from mapspec.tensors import itemsize, numel
 
 __all__ = ["Frame", "object_item", "tensor_frame"]
@@ -133,4 +134,13 @@ def object_item(description: bytes) -> bytes:
     """The item of an object without tensors, from its pickle."""
     archive = _begin(description)
     _end(archive, _OBJECT_NAMES + _FIVE_SUMS)
+    return b"".join(archive.parts)
+
+
+def scalars_item(values: Mapping[str, tuple[str, bytes]]) -> bytes:
+    """The item of a dictionary of tensors without axes: name -> (dtype, little-endian bytes)."""
+    archive = _begin(scalars_pickle({name: dtype for name, (dtype, _) in values.items()}))
+    for i, (_, data) in enumerate(values.values()):
+        archive.add(f"data/{i}", data)
+    _end(archive, _OBJECT_NAMES + _SIX_SUMS)
     return b"".join(archive.parts)
