@@ -13,6 +13,7 @@ How pages are marked:
 
 from __future__ import annotations
 
+import ast
 import doctest
 import json
 import os
@@ -307,3 +308,20 @@ def test_the_key_reference_is_up_to_date() -> None:
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     for path, old, new in generate["updated"]():
         assert old == new, f"{path.name} is out of date; run: python docs/generate.py"
+
+
+def test_no_module_imports_from_a_later_layer() -> None:
+    """The table of layers in docs/architecture.md, from bottom to top."""
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("| layer | modules |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", row) for row in table.splitlines()[2:]]
+    layer = {module: number for number, modules in enumerate(rows) for module in modules}
+    package = ROOT / "mapspec"
+    assert not [m for m in layer if not (package / m).is_dir() and not (package / f"{m}.py").is_file()]
+    for path in package.rglob("*.py"):
+        module = path.relative_to(package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mapspec."):
+                used = str(node.module).split(".")[1]
+                # A module that is new is in no row yet.
+                late = layer.get(used, 0) > layer.get(module, len(rows))
+                assert not late, f"{path.relative_to(ROOT)}:{node.lineno} imports `{used}`, of a later layer"
