@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BoundAxis", "Position", "bind_axes", "bind_axis", "ravel", "unravel"]
 
-type Position = Mapping[str, int]
-"""Axis -> index, counted from 0."""
+type Position = Mapping[str, Any]
+"""Axis -> index, counted from 0; for what `**` stands for, its text."""
 
 _MOST_POSITIONS = 1_000_000  # positions are written out one by one; a config must not be able to fill the memory
 

@@ -88,8 +88,8 @@ def convert(request: Request, output: Output, progress: Progress | None = None) 
     began = time.monotonic()
     prepared = prepare(request).require()
     _check_ties(prepared)
-    source = prepared.source.path
-    with publishing(output.destination, overwrite=output.overwrite, sources=[source], fsync=output.fsync) as folder:
+    sources = [prepared.source.path, *([prepared.reference.root] if prepared.reference.root else [])]
+    with publishing(output.destination, overwrite=output.overwrite, sources=sources, fsync=output.fsync) as folder:
         write = _write_megatron if prepared.to == "megatron" else _write_hf
         copied, carried = write(prepared, output, folder, progress)
     return Converted(prepared, output.destination, copied, carried, time.monotonic() - began)
@@ -129,7 +129,7 @@ def _write_megatron(
     copied = _run(list(plan.fills(layout)), layout, prepared.source.root, home, output, progress)
     _keep_passthrough(prepared, home / CARRIED, output)
     carried = _carry(reference.root, reference.files, home / CARRIED)
-    _write(home / CARRIED / "config.json", _config_bytes(prepared, None))
+    _write(home / CARRIED / "config.json", _config_bytes(prepared))
     index = {"metadata": {}, "weight_map": dict(reference.shard_of)}
     _write(home / CARRIED / INDEX_FILE, json.dumps(index).encode())
     if prepared.run_config is not None and prepared.run_config.text is not None:
@@ -165,7 +165,7 @@ def _write_hf(
     fills = [*plan.fills(layout), *_identity(kept, layout)]
     copied = _run(fills, layout, prepared.source.root, folder, output, progress)
     carried = _carry(reference.root, reference.files, folder)
-    _write(folder / "config.json", _config_bytes(prepared, prepared.request.dtype))
+    _write(folder / "config.json", _config_bytes(prepared))
     _write(folder / MANIFEST, manifest(prepared, layout))
     return copied, carried
 
@@ -219,15 +219,12 @@ def _carry(root: Path | None, files: Sequence[str], folder: Path) -> tuple[str, 
     return tuple(files)
 
 
-def _config_bytes(prepared: Prepared, dtype: str | None) -> bytes:
+def _config_bytes(prepared: Prepared) -> bytes:
     """config.json as it was, or in its dialect with what the user changed."""
-    reference, config = prepared.reference, dict(prepared.config)
-    if dtype is not None:
-        key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-        config[key] = dtype
-    if config == reference.config and reference.config_text is not None:
+    reference = prepared.reference
+    if prepared.written_config == reference.config and reference.config_text is not None:
         return reference.config_text.encode()
-    return write_config(config, like=reference.config_text)
+    return write_config(prepared.written_config, like=reference.config_text)
 
 
 def _write(path: Path, data: bytes) -> None:

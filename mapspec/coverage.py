@@ -144,12 +144,12 @@ def _missing_mount(table: Table, surface: str, key: tuple[str, str], decls: Sequ
 def _missing_rule(table: Table, surface: str, span: Span, decls: Sequence[TensorDecl]) -> Diagnostic:
     rule = decls[0].members[0].row.rule
     message = f"{_plural(len(decls))} missing on the {side_name(surface)} side: {_listing([d.name for d in decls])}"
-    counts = ", ".join(f"{axis} = {rule.axes[axis].size}" for axis in rule.positions[0])
+    counts = ", ".join(f"{axis} = {rule.axes[axis].size}" for axis in rule.positions[0] if axis in rule.axes)
     notes = [Note(f"rule `{rule.key}` in mount `{rule.mount}`" + (f" expects them for {counts}" if counts else ""))]
     help_ = "the checkpoint is incomplete, or config.json promises what it does not hold (see --set)"
     scope = next(s for s in table.bound.linked.scopes if s.id == rule.scope)
     absent = {member.row.megatron for decl in decls for member in decl.members}
-    for axis in (a for a in rule.positions[0] if rule.axes[a].ravel is None):
+    for axis in (a for a in rule.positions[0] if a in rule.axes and rule.axes[a].ravel is None):
         gone = {m.row.position[axis] for d in decls for m in d.members}
         there = {r.position[axis] for r in table.rows if r.rule is rule and r.megatron not in absent}
         if there and max(there) < min(gone):

@@ -76,6 +76,11 @@ class Prepared:
         """The side that is written."""
         return "megatron" if self.source.kind == "hf" else "hf"
 
+    @property
+    def written_config(self) -> dict[str, Any]:
+        """The config as it goes with the result: with the user's changes, and the dtype that `--dtype` asks for."""
+        return _with_dtype(self.config, self.request.dtype)
+
     def require(self) -> Prepared:
         """Itself, if nothing stands in the way.
 
@@ -107,11 +112,11 @@ def prepare(request: Request) -> Prepared:
     choices = _choices(request, source, reference, linked)
     if source.kind == "megatron":
         choices = _padding_of(linked, config, choices, source.tensors)
-    table = build_table(bind(linked, config, choices))
+    surface = "hf" if source.kind == "hf" else "stored"
+    table = build_table(bind(linked, config, choices), surface, source.tensors)
     proof = prove(table)
     if proof.findings:
         raise SpecError(proof.findings)
-    surface = "hf" if source.kind == "hf" else "stored"
     plan = make_plan(
         table, surface, source.tensors, casts=request.casts, dtype=request.dtype, hf_names=frozenset(reference.shard_of)
     )
@@ -125,10 +130,18 @@ def _run_config(request: Request, reference: Reference, config: Mapping[str, Any
     if not request.run_config:
         return RunConfig(None, "--no-run-config")
     try:
-        return run_config_for(config, where=reference.where, padded_vocab_size=request.padded_vocab_size)
+        written = _with_dtype(config, request.dtype)
+        return run_config_for(written, where=reference.where, padded_vocab_size=request.padded_vocab_size)
     except SpecError as error:
         note = "run_config.yaml cannot be written without it; --no-run-config converts the weights alone"
         raise SpecError(d.with_note(note) for d in error.diagnostics) from None
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
+    out = dict(config)
+    if dtype is not None:
+        out["torch_dtype" if "torch_dtype" in out and "dtype" not in out else "dtype"] = dtype
+    return out
 
 
 def _check_dtypes(request: Request) -> None:
@@ -206,7 +219,8 @@ def _with_advice(
             if choice == current[name] or name in plan.table.bound.choices.flavours:
                 continue
             other = replace(choices, flavours={**choices.flavours, name: choice})
-            found = cover(build_table(bind(linked, config, other)), surface, source.tensors).findings
+            table = build_table(bind(linked, config, other), surface, source.tensors)
+            found = cover(table, surface, source.tensors).findings
             if not found:
                 advice = f"with --flavour {name}={choice} every tensor is accounted for ({flavour.about})"
                 return tuple(replace(f, help=advice) if f.code in ("MS511", "MS512") else f for f in plan.findings)

@@ -20,8 +20,9 @@ from typing import NamedTuple
 from mapspec.axes import BoundAxis, Position
 from mapspec.bind import Bound, BoundDim, BoundRule, Side
 from mapspec.names import Pattern
+from mapspec.open_rules import closed_rules
 from mapspec.regions import Piece, Slot, pair
-from mapspec.tensors import Box, numel
+from mapspec.tensors import Box, StoredTensor, numel
 
 __all__ = ["SURFACES", "Form", "Member", "Row", "Table", "TensorDecl", "build_table"]
 
@@ -117,7 +118,8 @@ class RuleForms:
         for hole in pattern.holes:
             axis = self.rule.axes[hole]
             covered.update((hole, *(axis.ravel or ())))
-        free = [a for a in self.rule.positions[0] if self.rule.axes[a].ravel is None and a not in covered]
+        axes = [a for a in self.rule.positions[0] if a in self.rule.axes]  # what `**` stands for is no axis
+        free = [a for a in axes if self.rule.axes[a].ravel is None and a not in covered]
         varying = [a for a in free if len({p[a] for p in self.rule.positions}) > 1 or a in self._holes]
         return tuple(self.rule.axes[a] for a in varying)
 
@@ -265,14 +267,24 @@ class Table:
         return digest.hexdigest()
 
 
-def build_table(bound: Bound) -> Table:
-    """Write out every row of a bound spec. `mapspec.prove` checks what comes out."""
-    rows: list[Row] = []
-    for rule in bound.rules:
-        if rule.dims is None:
-            continue
-        forms = RuleForms(rule)
-        template, holes = rule.megatron.pattern.template, rule.megatron.pattern.occurrences
-        rows.extend(Row(forms, p, template % tuple([p[h] for h in holes])) for p in rule.positions)
+def build_table(bound: Bound, surface: str | None = None, tensors: Mapping[str, StoredTensor] | None = None) -> Table:
+    """Write out every row of a bound spec. `mapspec.prove` checks what comes out.
+
+    Args:
+        bound: the bound spec.
+        surface, tensors: a checkpoint and the side it is on; without one, rules that end in `**` make no rows.
+    """
+    rows = [row for rule in bound.rules if rule.dims is not None for row in _rows(rule)]
     tied = {name.fill({}): to.fill({}) for name, to, _ in bound.ties}
-    return Table(bound, tuple(rows), tied)
+    table = Table(bound, tuple(rows), tied)
+    if surface is None or tensors is None or all(rule.dims is not None for rule in bound.rules):
+        return table
+    closed = closed_rules(bound, surface, tensors, table.inventory(surface))
+    return Table(bound, (*rows, *(row for rule in closed for row in _rows(rule))), tied)
+
+
+def _rows(rule: BoundRule) -> Iterator[Row]:
+    forms = RuleForms(rule)
+    template, holes = rule.megatron.pattern.template, rule.megatron.pattern.occurrences
+    for position in rule.positions:
+        yield Row(forms, position, template % tuple([position[h] for h in holes]))

@@ -264,6 +264,35 @@ def test_passthrough_travels_and_comes_back(tmp_path: Path) -> None:
     assert set(back) == {*tensors, *extra}
 
 
+def test_a_subtree_is_taken_as_it_is(tmp_path: Path) -> None:
+    """A rule that ends in `**` maps what the checkpoint holds there, but for what is passed through."""
+    spec = tmp_path / "variant.yaml"
+    spec.write_text(
+        "apiVersion: mapspec/v1\nkind: Mapping\nmetadata:\n  name: variant\n  version: 1.0.0\nextends: nemotron_h@1\n"
+        "roles:\n  anything:\n    dtype: \"'float32'\"\n    accepts: [float32, bfloat16, int64]\n"
+        "    keep: the tower keeps the dtypes it was trained with\n"
+        "blocks:\n  tower:\n    tensors:\n      sound_model.encoder.**:\n        hf: sound_encoder.**\n"
+        "        role: anything\n"
+        "mounts:\n  tower:\n    blocks: [tower]\n"
+        "passthrough:\n  sound_encoder.window: a constant that only the Hugging Face side keeps\n"
+    )
+    source = write_hf(tmp_path / "hf", small())
+    extra = {
+        "sound_encoder.window": torch.ones(3),
+        "sound_encoder.layers.0.conv.weight": torch.randn(4, 2, 3),
+        "sound_encoder.layers.0.norm.num_batches_tracked": torch.tensor(12),
+    }
+    save_file({**load_file(source / "model.safetensors"), **extra}, source / "model.safetensors")
+    convert(Request(source, spec=str(spec)), Output(tmp_path / "megatron"))
+    keys = open_torch_dist(tmp_path / "megatron").tensors
+    assert keys["sound_model.encoder.layers.0.conv.weight"].shape == (4, 2, 3)
+    assert keys["sound_model.encoder.layers.0.norm.num_batches_tracked"].dtype == "int64"
+    assert "sound_model.encoder.window" not in keys
+    convert(Request(tmp_path / "megatron"), Output(tmp_path / "back"))
+    assert not verify(source, tmp_path / "back").findings
+    assert not verify(source, tmp_path / "megatron", Request(source, spec=str(spec))).findings
+
+
 # --- bad input -------------------------------------------------------------------------------------------------
 
 
