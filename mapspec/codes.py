@@ -121,6 +121,16 @@ CODES: dict[str, Code] = {
         "Megatron-Core's own checks refuse the combination of fields.",
         "Change the fields that its message names.",
     ),
+    "MS450": Code(
+        "stage-unknown",
+        "With pipeline parallelism every tensor belongs to a stage; for this one's module none is known.",
+        "Leave pipeline parallelism out, or add the module to mapspec.inventory.",
+    ),
+    "MS451": Code(
+        "stage-layers",
+        "A pipeline stage is asked for that has layers which the model lacks.",
+        "Take the stages from the layer pattern; they follow one another without gaps.",
+    ),
     "MS601": Code(
         "not-a-checkpoint",
         "The folder holds neither a Hugging Face checkpoint nor a Megatron-Core one.",
