@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -338,8 +339,13 @@ def _patterns(names: Iterator[str] | list[str]) -> str:
     return " ".join(pattern for pattern, _ in collapse(names))
 
 
+def _digest(row: Row) -> str:
+    regions = [row.forms.region("hf", "megatron"), row.forms.region("megatron", "stored")]
+    return hashlib.sha256(repr(regions).encode()).hexdigest()[:8]
+
+
 def _table_text(mapping: CompiledMapping) -> str:
-    """A line per rule: Megatron names, torch_dist keys, Hugging Face names, shape, cut, dtype, rows."""
+    """A line per rule. The digest is that of its regions: it changes where segments change places."""
     lines = []
     for forms, group in itertools.groupby(mapping, key=lambda row: row.forms):
         rows = list(group)
@@ -348,10 +354,11 @@ def _table_text(mapping: CompiledMapping) -> str:
         hf = _patterns(list(dict.fromkeys(name for row in rows for name in row.names("hf"))))
         shape = "x".join(map(str, rows[0].shape))
         same = "=" if stored == megatron else stored
-        lines.append(f"{megatron} | {same} | {hf} | {shape} | {_cut(rows[0])} | {forms.rule.dtype} | {len(rows)}")
+        about = f"{shape} | {_cut(rows[0])} | {forms.rule.dtype} | {len(rows)} | {_digest(rows[0])}"
+        lines.append(f"{megatron} | {same} | {hf} | {about}")
     proof = mapping.proof
     head = [
-        "# Megatron | torch_dist (=: the same) | Hugging Face | shape | cut | dtype | rows",
+        "# Megatron | torch_dist (=: the same) | Hugging Face | shape | cut | dtype | rows | regions",
         f"# {proof.hf_tensors:,} Hugging Face tensors, {proof.hf_elements:,} elements; "
         f"{proof.megatron_tensors:,} rows; {proof.stored_tensors:,} torch_dist tensors",
     ]
