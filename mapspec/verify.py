@@ -9,9 +9,10 @@ from pathlib import Path
 from mapspec.collapse import collapse
 from mapspec.copy import first_difference
 from mapspec.diagnostics import Diagnostic, Span
+from mapspec.errors import MapspecError
 from mapspec.fill import Part
 from mapspec.names import Pattern
-from mapspec.prepare import Request, prepare
+from mapspec.prepare import Prepared, Request, prepare
 from mapspec.sources import Source, open_source
 from mapspec.tensors import Box, StoredTensor, box_shape, itemsize, numel, whole
 
@@ -60,7 +61,9 @@ def verify(left: Path, right: Path, request: Request | None = None) -> Verified:
         MapspecError: a checkpoint cannot be read, or the mapping does not cover it.
     """
     a, b = open_source(left), open_source(right)
-    if a.kind == b.kind:
+    if a.kind == b.kind == "hf" and a.tensors.keys() != b.tensors.keys() and (both := _both_planned(a, b, request)):
+        findings, pairs = _by_plans(*both)
+    elif a.kind == b.kind:
         findings, pairs = _by_name(a, b)
     elif a.kind == "hf":
         findings, pairs = _by_mapping(b, a, request)
@@ -89,6 +92,39 @@ def _by_name(a: Source, b: Source) -> tuple[list[Diagnostic], list[_Pair]]:
             findings.append(Diagnostic("MS802", message, where=str(b.path)))
         else:
             pairs.append(_pair(name, left, right))
+    return findings, pairs
+
+
+def _both_planned(a: Source, b: Source, request: Request | None) -> tuple[Prepared, Prepared] | None:
+    """Plans of two Hugging Face folders that spell the same mapping differently; `None` where they do not."""
+    options = replace(request or Request(a.path), run_config=False, reference=None)
+    try:
+        one, other = (prepare(replace(options, source=source.path)) for source in (a, b))
+    except MapspecError:
+        return None
+    spelled = one.table.bound.flavours != other.table.bound.flavours
+    return (one, other) if spelled and not (one.plan.findings or other.plan.findings) else None
+
+
+def _by_plans(one: Prepared, other: Prepared) -> tuple[list[Diagnostic], list[_Pair]]:
+    """Pairs of what both folders would become on the Megatron side, where their spellings no longer differ."""
+    right = {target.name: target for target in other.plan.targets}
+    pairs = []
+    for target in one.plan.targets:
+        twin = right.get(target.name)
+        if twin is not None and twin.shape == target.shape:
+            boxes = zip(target.boxes, one.plan.parts[target.name], other.plan.parts[target.name], strict=True)
+            pairs += [_Pair(target.name, box, target.dtype, twin.dtype, a, b) for box, a, b in boxes]
+    lefts = {target.name: target.shape for target in one.plan.targets}
+    rights = {name: target.shape for name, target in right.items()}
+    findings = []
+    for path, names in (
+        (one.source.path, lefts.items() - rights.items()),
+        (other.source.path, rights.items() - lefts.items()),
+    ):
+        if names:
+            shown = ", ".join(f"`{name}` {list(shape)}" for name, shape in sorted(names)[:6])
+            findings.append(Diagnostic("MS801", f"{len(names):,} tensors are only here: {shown}", where=str(path)))
     return findings, pairs
 
 

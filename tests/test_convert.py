@@ -103,6 +103,17 @@ def test_flavours_are_remembered(source: Path, tmp_path: Path, norms: str) -> No
     assert not verify(source, tmp_path / "back").findings
 
 
+def test_two_layouts_of_the_same_weights_are_equal(source: Path, tmp_path: Path) -> None:
+    """Published names with one tensor per expert, and transformers' own names with the experts stacked."""
+    convert(Request(source), Output(tmp_path / "megatron"))
+    convert(Request(tmp_path / "megatron", flavours={"names": "native"}), Output(tmp_path / "native"))
+    assert "model.layers.2.mixer.experts.up_proj" in open_hf(tmp_path / "native").tensors
+    assert not verify(source, tmp_path / "native").findings
+    edit_tensors(lambda t: t["model.layers.2.mixer.experts.up_proj"][3, 5].neg_())(tmp_path / "native")
+    (finding,) = verify(source, tmp_path / "native").findings
+    assert "`decoder.layers.2.mlp.experts.experts.linear_fc1.weight` differs first at [3, 5, 0]" in finding.message
+
+
 def test_a_flavour_that_would_fit_is_named(source: Path, tmp_path: Path) -> None:
     convert(Request(source, flavours={"norms": "separate"}), Output(tmp_path / "megatron"))
     (tmp_path / "megatron/iter_0000000/mapspec.json").unlink()

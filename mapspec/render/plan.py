@@ -71,7 +71,14 @@ def _patterns(collapsed: Sequence[tuple[str, int]]) -> str:
 def _steps(plan: Plan) -> list[str]:
     if not plan.steps:
         return ["values    unchanged: every byte is copied as it is"]
-    return [f"value step  {s.kind}: {s.detail}: {', '.join(p for p, _ in collapse(s.tensors))}" for s in plan.steps]
+    return [f"value step  {s.kind}: {s.detail}: {_some(s.tensors)}" for s in plan.steps]
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    """A few patterns, and how many tensors there are in all."""
+    patterns = [pattern for pattern, _ in collapse(names)]
+    more = f" and {len(patterns) - most} more patterns" if len(patterns) > most else ""
+    return f"{', '.join(patterns[:most])}{more} ({len(names):,} tensor{'s' if len(names) != 1 else ''})"
 
 
 def _ignored(plan: Plan) -> list[tuple[str, int, str]]:
@@ -144,7 +151,8 @@ def render_verified(done: Verified, format: str = "text") -> str:
         findings = json.loads(render_findings(done.findings, "json"))["findings"]
         body = {"left": str(done.left), "right": str(done.right), "tensors": done.tensors, "bytes": done.nbytes}
         return as_json("verified", {**body, "equal": not done.findings, "findings": findings})
-    compared = f"{done.tensors:,} tensors, {human_bytes(done.nbytes)} compared"
+    noun = "tensor" if done.tensors == 1 else "tensors"
+    compared = f"{done.tensors:,} {noun}, {human_bytes(done.nbytes)} compared"
     if not done.findings:
         return f"equal, bit for bit: {compared}"
     return f"{render_findings(done.findings, format)}\n{compared}"
