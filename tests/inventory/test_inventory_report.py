@@ -146,7 +146,7 @@ def test_layers_that_the_model_lacks(table: Table) -> None:
 
 def test_modules_of_no_known_stage(table: Table) -> None:
     foreign = replace(table, rows=(replace(table.rows[0], megatron="vision_model.patches.weight"),))
-    assert local_inventory(foreign)[0].name == "embedding.word_embeddings.weight"  # one stage holds everything
+    assert local_inventory(foreign)[0].name == "vision_model.patches.weight"  # one stage holds everything
     with pytest.raises(SpecError, match=r"`vision_model\.patches\.weight` belongs to no pipeline stage") as caught:
         local_inventory(foreign, last_stage=False)
     assert caught.value.diagnostics[0].code == "MS450"
