@@ -8,15 +8,15 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from mapspec.arrange import ArrangementError, parse_arrangement
+from mapspec.circles import circles
 from mapspec.diagnostics import Diagnostic, Note, nearest
 from mapspec.expr import RESERVED, ExprError, parse_expr
-from mapspec.link import Scope
 from mapspec.names import NameSyntaxError, Pattern, parse_name
 from mapspec.schema import v1
+from mapspec.scope import Scope
 from mapspec.text import Path_
 
 __all__ = ["verify_names"]
@@ -38,7 +38,8 @@ class _Verifier:
 
     def all(self) -> Iterator[Diagnostic]:
         yield from self.declared_once()
-        yield from self.computed_from_itself()
+        for name, path, ring in circles(self.spec):
+            yield self.found("MS209", f"`{name}` is computed from itself: {ring}", path, of_key=True)
         for name, text in self.spec.values.items():
             yield from self.expression(text, ("values", name))
         for name, flavour in self.spec.flavours.items():
@@ -134,54 +135,6 @@ class _Verifier:
                     message = f"`{name}` is declared twice; expressions could not tell the two apart"
                     yield replace(self.found("MS203", message, (section, name), of_key=True), notes=(note,))
                 first.setdefault(name, section)
-
-    def computed_from_itself(self) -> Iterator[Diagnostic]:
-        """One finding per circle of values, dims and axes that need each other."""
-        places: dict[str, Path_] = {}
-        needs: dict[str, list[str]] = {}
-        for section in ("values", "dims", "axes"):
-            for name, entry in getattr(self.spec, section).items():
-                places.setdefault(name, (section, name))
-                needs.setdefault(name, sorted(self.needs(entry)))
-        done: set[str] = set()
-        for start in needs:
-            path: list[str] = []
-            stack = [(start, 0)]
-            while stack:
-                name, i = stack.pop()
-                if i == 0:
-                    path.append(name)
-                following = needs[name]
-                if i == len(following):
-                    path.pop()
-                    done.add(name)
-                    continue
-                stack.append((name, i + 1))
-                other = following[i]
-                if other in path:
-                    ring = " -> ".join([*path[path.index(other) :], other])
-                    yield self.found("MS209", f"`{other}` is computed from itself: {ring}", places[other], of_key=True)
-                    done.update(path)
-                elif other in needs and other not in done:
-                    stack.append((other, 0))
-
-    def needs(self, entry: str | v1.Dim | v1.Axis) -> set[str]:
-        """Names that the size or value of an entry is computed from."""
-        texts: list[str | None]
-        counts: set[str] = set()
-        if isinstance(entry, str):
-            texts = [entry]
-        elif isinstance(entry, v1.Dim):
-            texts = [entry.size, *(entry.segments or {}).values()]
-            with suppress(ArrangementError):  # `order` says so
-                counts = set().union(*(node.counts() for node in parse_arrangement(entry.order or "x")))
-        else:
-            texts = [entry.size, entry.length, entry.when, *(entry.pattern or ())]
-            counts = set(entry.ravel or ())
-        for text in texts:
-            with suppress(ExprError):  # `expression` says so
-                counts |= parse_expr(text).names if text is not None else set()
-        return counts
 
     def flavour(self, flavour: v1.Flavour, path: Path_) -> Iterator[Diagnostic]:
         yield from self.known(flavour.default, flavour.choices, "choice", (*path, "default"))
