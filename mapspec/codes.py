@@ -377,6 +377,51 @@ CODES: dict[str, Code] = {
         "A file that should travel along, such as the tokenizer, cannot be copied.",
         "Check the file's permissions and the room on the disk.",
     ),
+    "MS750": Code(
+        "no-live-model",
+        "What was given is no model of Megatron-Core whose parameters could be filled or read.",
+        "Give the HybridModel of this rank, wrapped or not, with its parameters in memory.",
+    ),
+    "MS751": Code(
+        "parameter-without-row",
+        "A live model has parameters that no row of the mapping fills; they would keep random values.",
+        "Build the model with the checkpoint's config, choose the flavours it was built with, or add a rule.",
+    ),
+    "MS752": Code(
+        "live-shape-differs",
+        "A parameter of a live model has another shape than the config gives this rank.",
+        "Build the model with the config of the checkpoint; the message names the first field that differs.",
+    ),
+    "MS753": Code(
+        "live-dtype",
+        "A parameter of a live model has a dtype that its values do not survive, or differs in it between ranks.",
+        "Bring the parameter to the dtype in the message before loading or exporting.",
+    ),
+    "MS754": Code(
+        "other-rank-stopped",
+        "Another rank stopped with an error of its own, so this one stops too.",
+        "Look at the traceback of the rank in the message.",
+    ),
+    "MS755": Code(
+        "rank-lost",
+        "Another rank was ended or hangs, and an exchange between ranks broke off.",
+        "Look for the first error among all ranks; it is rarely the one that is shown last.",
+    ),
+    "MS756": Code(
+        "ranks-disagree",
+        "Ranks were called with different checkpoints, configs or options.",
+        "Call all ranks with the same arguments.",
+    ),
+    "MS757": Code(
+        "row-without-parameter",
+        "The config promises tensors for which no rank of the live model has a parameter.",
+        "Build the model with the checkpoint's config, or leave the tensors out on purpose with strict=False.",
+    ),
+    "MS758": Code(
+        "folder-not-shared",
+        "A rank does not see the files that rank 0 has made for all to write into.",
+        "Save to a file system that all ranks share.",
+    ),
     "MS801": Code(
         "tensor-on-one-side",
         "One of the two checkpoints holds tensors that the other lacks.",
@@ -391,5 +436,35 @@ CODES: dict[str, Code] = {
         "values-differ",
         "A tensor differs bit for bit between the two checkpoints.",
         "Convert again from the checkpoint that is right; if it still differs, report it with the tensor's name.",
+    ),
+    "MS820": Code(
+        "logits-packages-missing",
+        "Comparing logits builds real models, and a package for that is not installed.",
+        'Install it: pip install "mapspec[megatron]".',
+    ),
+    "MS821": Code(
+        "logits-unavailable",
+        "Logits cannot be compared as asked: no such device, data type, or model of this architecture.",
+        "Choose what the message lists, or compare bit for bit without --logits.",
+    ),
+    "MS822": Code(
+        "model-not-filled",
+        "A checkpoint and the real model that was built for it do not cover each other: a strict load is refused.",
+        "Convert again; if the names are right, the spec or the config says something else than the model does.",
+    ),
+    "MS823": Code(
+        "logits-differ",
+        "Two checkpoints compute different logits: more than rounding explains, measured on one of them.",
+        "Look at the first layer that diverges, and compare its weights with `mapspec verify`.",
+    ),
+    "MS824": Code(
+        "layer-diverges",
+        "The hidden states after a layer differ by more than rounding explains; layers before it agree.",
+        "Read the rules of that layer's kind; weights there are in the wrong place, or another checkpoint's.",
+    ),
+    "MS825": Code(
+        "rank-cut-differs",
+        "The spec gives a tensor-parallel rank another part of a weight than Megatron-Core's model takes.",
+        "Correct `split`, `split_by` or the order of the dimension; checkpoints are right, live models are not.",
     ),
 }
