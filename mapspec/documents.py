@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,10 +14,10 @@ from pydantic import BaseModel
 
 from mapspec.diagnostics import Diagnostic, Note, Span, nearest
 from mapspec.errors import SpecError
-from mapspec.schema import v1, validate
+from mapspec.schema import GrammarError, v1, validate
 from mapspec.text import Path_, Tree, read_yaml
 
-__all__ = ["Document", "available", "bundled_folder", "find_spec", "merge", "read_document"]
+__all__ = ["Document", "PartlyReadError", "available", "bundled_folder", "find_spec", "merge", "read_document"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,20 @@ def _beside(name: str, near: Path | None) -> list[str]:
     return [os.path.relpath(path.with_suffix(""), near) for path in sorted(parent.glob("*.yaml"))]
 
 
+class PartlyReadError(SpecError):
+    """A mapping with mistakes of grammar, of which the rest can be checked all the same.
+
+    Attributes:
+        rest: the mapping without the entries that hold the mistakes.
+        lost: section -> names of those entries, which others may refer to.
+    """
+
+    def __init__(self, found: Iterable[Diagnostic], rest: Document[v1.Mapping], lost: Mapping[str, set[str]]) -> None:
+        super().__init__(found)
+        self.rest = rest
+        self.lost = lost
+
+
 def read_document[M: BaseModel](path: Path, model: type[M]) -> Document[M]:
     """Read the spec at `path`, merged onto what it extends.
 
@@ -98,8 +114,44 @@ def read_document[M: BaseModel](path: Path, model: type[M]) -> Document[M]:
 
 
 def read_mapping(path: Path) -> Document[v1.Mapping]:
-    """Read a parameter-mapping spec."""
-    return read_document(path, v1.Mapping)
+    """Read a parameter-mapping spec.
+
+    Raises:
+        PartlyReadError: mistakes of the grammar that leave the rest of the mapping readable.
+        SpecError: all others of text, schema or `extends`.
+    """
+    tree, parents = _read(path, ())
+    try:
+        return Document(path, tree, validate(tree, v1.Mapping), parents)
+    except GrammarError as error:
+        lost: dict[str, set[str]] = {}
+        rest = _without(tree, error.places, lost)
+        if rest is None:
+            raise
+        try:
+            model = validate(rest, v1.Mapping)
+        except SpecError:
+            raise error from None
+        raise PartlyReadError(error.diagnostics, Document(path, rest, model, parents), lost) from None
+
+
+def _without(tree: Tree, places: Iterable[Path_], lost: dict[str, set[str]]) -> Tree | None:
+    """The tree without the entries that hold the places; `None` where whole sections are wrong."""
+    data = copy.deepcopy(tree.data)
+    for path in places:
+        section, *below = path or ("",)
+        entries = data.get(str(section))
+        if section == "metadata" and below:
+            data["metadata"] = {"name": "nameless", "version": "0.0.0"}
+        elif not below or not isinstance(entries, dict):
+            return None
+        elif section == "blocks" and len(below) >= 3 and below[1] == "tensors":
+            # Nothing refers to a rule, so its block stays.
+            entries.get(str(below[0]), {}).get("tensors", {}).pop(str(below[2]), None)
+        else:
+            entries.pop(str(below[0]), None)
+            lost.setdefault(str(section), set()).add(str(below[0]))
+    return Tree(data, tree.keys, tree.values)
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Tree, tuple[Path, ...]]:

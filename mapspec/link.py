@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mapspec.diagnostics import Diagnostic, Note, Span, nearest
-from mapspec.documents import Document, check_major, find_spec, read_mapping
+from mapspec.documents import Document, PartlyReadError, check_major, find_spec, read_mapping
 from mapspec.errors import SpecError
 from mapspec.expr import Expr, ExprError, parse_expr
 from mapspec.names import NameSyntaxError, Pattern, join, parse_name
@@ -20,7 +20,7 @@ from mapspec.scope import Linked, Scope
 from mapspec.text import Path_
 from mapspec.verify_names import verify_names
 
-__all__ = ["Linked", "Scope", "link", "link_spec"]
+__all__ = ["Linked", "Scope", "link", "link_file", "link_spec"]
 
 
 def link_spec(name: str) -> Linked:
@@ -29,7 +29,20 @@ def link_spec(name: str) -> Linked:
     Raises:
         SpecError: everything that is wrong with it, collected.
     """
-    return link(read_mapping(find_spec(name)))
+    return link_file(find_spec(name))
+
+
+def link_file(path: Path) -> Linked:
+    """Read and link the mapping at `path`.
+
+    Raises:
+        SpecError: everything that is wrong with it; mistakes of grammar do not hide those of names elsewhere.
+    """
+    try:
+        return link(read_mapping(path))
+    except PartlyReadError as error:
+        found = {*error.diagnostics, *verify_names(Scope("", error.rest), error.lost)}
+        raise SpecError(sorted(found, key=Diagnostic.sort_key)) from None
 
 
 def link(document: Document[v1.Mapping]) -> Linked:

@@ -12,11 +12,10 @@ from typing import Any
 from mapspec.arrange import parse_arrangement
 from mapspec.bind import Bound, Choices, bind
 from mapspec.diagnostics import Diagnostic, Severity, Span, nearest
-from mapspec.documents import read_mapping
 from mapspec.errors import MapspecError, SpecError
 from mapspec.expr import parse_expr
 from mapspec.io.json_config import read_config
-from mapspec.link import Linked, Scope, link
+from mapspec.link import Linked, Scope, link_file
 from mapspec.names import parse_name
 from mapspec.prove import prove
 from mapspec.schema import v1
@@ -64,7 +63,7 @@ def reference_configs(scope: Scope) -> Iterator[tuple[str, Path | None]]:
 
 
 def _lint_mapping(path: Path) -> list[Diagnostic]:
-    linked = link(read_mapping(path))
+    linked = link_file(path)
     found = [*_unused(linked.top)]
     bounds: list[Bound] = []
     configs: list[dict[str, Any]] = []

@@ -22,18 +22,29 @@ from mapspec.text import Path_
 __all__ = ["verify_names"]
 
 
-def verify_names(scope: Scope) -> list[Diagnostic]:
-    """Everything in the scope's document that names what does not exist or cannot be read."""
-    return sorted(set(_Verifier(scope).all()), key=Diagnostic.sort_key)
+def verify_names(scope: Scope, lost: Mapping[str, set[str]] | None = None) -> list[Diagnostic]:
+    """Everything in the scope's document that names what does not exist or cannot be read.
+
+    Args:
+        scope: the mapping.
+        lost: section -> names of entries that are declared, but could not be read.
+    """
+    return sorted(set(_Verifier(scope, lost or {}).all()), key=Diagnostic.sort_key)
 
 
 class _Verifier:
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, lost: Mapping[str, set[str]]) -> None:
         self.scope = scope
         self.spec = scope.spec
         self.tree = scope.document.tree
         spec = self.spec
-        self.namespace = {*spec.values, *spec.dims, *spec.axes, *spec.flavours}
+        self.lost = lost
+        self.values = {*spec.values, *lost.get("values", ())}
+        self.dims = {*spec.dims, *lost.get("dims", ())}
+        self.axes = {*spec.axes, *lost.get("axes", ())}
+        self.roles = {*spec.roles, *lost.get("roles", ())}
+        self.blocks = {*spec.blocks, *lost.get("blocks", ())}
+        self.namespace = {*self.values, *self.dims, *self.axes, *spec.flavours, *lost.get("flavours", ())}
         self.choices = {choice for flavour in spec.flavours.values() for choice in flavour.choices}
 
     def all(self) -> Iterator[Diagnostic]:
@@ -56,7 +67,10 @@ class _Verifier:
         for name, mount in self.spec.mounts.items():
             # One mistake in a mount may look like several, so its holes are counted only where all else is right.
             wrong = list(self.mount(mount, ("mounts", name)))
-            yield from wrong or self.holes_missing(mount, ("mounts", name))
+            if wrong or self.lost.get("axes"):
+                yield from wrong
+            else:
+                yield from self.holes_missing(mount, ("mounts", name))
         for name, tie in self.spec.tied.items():
             yield from self.plain(name, "a tied weight", ("tied", name), of_key=True)
             yield from self.plain(tie.to, "a tied weight", ("tied", name, "to"))
@@ -92,6 +106,10 @@ class _Verifier:
             yield self.found(
                 "MS202", message, path, of_key=of_key, hint=hint, help=help_, text=text, column=column, width=len(name)
             )
+
+    def known_choice(self, choice: str, path: Path_, *, of_key: bool) -> Iterator[Diagnostic]:
+        if not self.lost.get("flavours"):  # the choices of a lost flavour are not known
+            yield from self.known(choice, self.choices, "choice", path, of_key=of_key)
 
     def expression(self, text: str, path: Path_) -> Iterator[Diagnostic]:
         try:
@@ -173,7 +191,7 @@ class _Verifier:
         if axis.ravel is not None and axis.ravel[0] == axis.ravel[1]:
             yield self.found("MS205", "an axis is made of two others", (*path, "ravel"))
         for i, name in enumerate(axis.ravel or ()):
-            yield from self.known(name, self.spec.axes, "axis", (*path, "ravel", i))
+            yield from self.known(name, self.axes, "axis", (*path, "ravel", i))
             if name in self.spec.axes and self.spec.axes[name].ravel:
                 yield self.found("MS205", f"`{name}` is itself made of other axes", (*path, "ravel", i))
 
@@ -207,7 +225,7 @@ class _Verifier:
         for name in sorted(set(segments) - used):
             yield self.found("MS204", f"segment `{name}` does not occur in `{text}`", path)
         for name in sorted(frozenset[str]().union(*(node.counts() for node in nodes))):
-            counts = {*self.spec.values, *self.spec.dims, *self.spec.axes}
+            counts = {*self.values, *self.dims, *self.axes}
             yield from self.known(name, counts, "value", path, text=text)
 
     def kinds(self) -> Iterator[Diagnostic]:
@@ -220,19 +238,19 @@ class _Verifier:
                     yield replace(self.found("MS203", message, ("kinds", name, "symbols", i)), notes=(note,))
                 first.setdefault(symbol, name)
             for i, block in enumerate(kind.blocks):
-                yield from self.known(block, self.spec.blocks, "block", ("kinds", name, "blocks", i))
+                yield from self.known(block, self.blocks, "block", ("kinds", name, "blocks", i))
 
     def block(self, block: v1.Block, path: Path_) -> Iterator[Diagnostic]:
         if block.when is not None:
             yield from self.expression(block.when, (*path, "when"))
         for i, axis in enumerate(block.wildcards):
-            yield from self.known(axis, self.spec.axes, "axis", (*path, "wildcards", i))
+            yield from self.known(axis, self.axes, "axis", (*path, "wildcards", i))
         for name, rule in block.tensors.items():
             yield from self.rule(name, rule, block, (*path, "tensors", name))
         for i, objects in enumerate(block.objects):
             at = (*path, "objects", i)
             if objects.each is not None:
-                yield from self.known(objects.each, self.spec.axes, "axis", (*at, "each"))
+                yield from self.known(objects.each, self.axes, "axis", (*at, "each"))
             if objects.when is not None:
                 yield from self.expression(objects.when, (*at, "when"))
             for k, text in enumerate(objects.names):
@@ -241,14 +259,14 @@ class _Verifier:
     def rule(self, name: str, rule: v1.Rule, block: v1.Block, path: Path_) -> Iterator[Diagnostic]:
         if rule.when is not None:
             yield from self.expression(rule.when, (*path, "when"))
-        yield from self.known(rule.role, self.spec.roles, "role", (*path, "role"))
+        yield from self.known(rule.role, self.roles, "role", (*path, "role"))
         patterns = [*self.holes(name, block.wildcards, path, of_key=True)]
         patterns += self.hf_names(rule.hf, rule, block, (*path, "hf"))
         if rule.stored is not None:
             patterns += self.holes(rule.stored, block.wildcards, (*path, "stored"))
         for choice, spelling in rule.flavours.items():
             at = (*path, "flavours", choice)
-            yield from self.known(choice, self.choices, "choice", at, of_key=True)
+            yield from self.known_choice(choice, at, of_key=True)
             for key in ("megatron", "stored"):
                 text = getattr(spelling, key)
                 if text is not None:
@@ -265,7 +283,7 @@ class _Verifier:
             yield self.found("MS103", f"`shape` is missing in `{name}`", path, of_key=True, help=help_)
         for i, dim in enumerate(rule.shape or ()):
             if not dim.isdigit():
-                yield from self.known(dim, self.spec.dims, "dim", (*path, "shape", i))
+                yield from self.known(dim, self.dims, "dim", (*path, "shape", i))
         if len(self.fused(rule)) > 1:
             yield self.found("MS205", "only one dimension of a weight can be fused", (*path, "shape"))
         cut = [d for d in rule.shape or () if d in self.spec.dims and self.spec.dims[d].split]
@@ -300,6 +318,8 @@ class _Verifier:
         out: list[Pattern | Diagnostic] = []
         fused = self.fused(rule)
         segments = set(fused[0].segments or ()) if fused else set()
+        if not fused and self.lost.get("dims", set()) & set(rule.shape or ()):
+            return []  # the segments are not known
         if not fused:
             message = "one name per segment needs a dimension with `segments` in `shape`"
             out.append(self.found("MS204", message, path, of_key=True))
@@ -327,7 +347,7 @@ class _Verifier:
                 yield self.found("MS208", message, path, of_key=of_key, help=help_)
             for hole in pattern.holes:
                 if not hole.startswith("_"):
-                    yield from self.known(hole, self.spec.axes, "axis", path, of_key=of_key, text=text)
+                    yield from self.known(hole, self.axes, "axis", path, of_key=of_key, text=text)
 
     def mount(self, mount: v1.Mount, path: Path_) -> Iterator[Diagnostic]:
         if mount.when is not None:
@@ -336,17 +356,17 @@ class _Verifier:
             message = f"mount `{path[-1]}` needs either `blocks` or `kinds_of`"
             yield self.found("MS205", message, path, of_key=True)
         for i, block in enumerate(mount.blocks):
-            yield from self.known(block, self.spec.blocks, "block", (*path, "blocks", i))
+            yield from self.known(block, self.blocks, "block", (*path, "blocks", i))
         if mount.kinds_of is not None:
-            yield from self.known(mount.kinds_of, self.spec.axes, "axis", (*path, "kinds_of"))
+            yield from self.known(mount.kinds_of, self.axes, "axis", (*path, "kinds_of"))
             axis = self.spec.axes.get(mount.kinds_of)
             if axis is not None and axis.pattern is None:
                 yield self.found("MS205", f"axis `{mount.kinds_of}` has no `pattern`, so no kinds", (*path, "kinds_of"))
         for i, name in enumerate(mount.wildcards):
-            yield from self.known(name, self.spec.axes, "axis", (*path, "wildcards", i))
+            yield from self.known(name, self.axes, "axis", (*path, "wildcards", i))
         prefixes: list[tuple[str, Path_]] = [(mount.megatron, (*path, "megatron")), (mount.hf, (*path, "hf"))]
         for choice, spelling in mount.flavours.items():
-            yield from self.known(choice, self.choices, "choice", (*path, "flavours", choice), of_key=True)
+            yield from self.known_choice(choice, (*path, "flavours", choice), of_key=True)
             for key in ("megatron", "hf"):
                 text = getattr(spelling, key)
                 if text is not None:
@@ -365,8 +385,8 @@ class _Verifier:
                 if found.rest is not None:
                     yield self.found("MS201", f"name `{text}`: a prefix does not end in `**`", at)
         for name in mount.pin:
-            yield from self.known(name, self.spec.axes, "axis", (*path, "pin", name), of_key=True)
-            if name in self.spec.axes and name not in counted:
+            yield from self.known(name, self.axes, "axis", (*path, "pin", name), of_key=True)
+            if name in self.spec.axes and name not in counted and not self.lost.get("axes"):
                 message = f"`{name}` is in neither prefix of mount `{path[-1]}`, so there is nothing to pin"
                 yield self.found("MS205", message, (*path, "pin", name), of_key=True)
 

@@ -118,3 +118,28 @@ def test_other_formats(format: str, golden: Callable[[str, str], None], monkeypa
 def test_no_golden_finding_is_orphaned() -> None:
     there = {path.stem for path in (FOLDER.parent / "golden" / "findings").glob("*.txt")}
     assert there == {*SHOWN, "concise", "json"}
+
+
+def test_reading_on_after_a_mistake_of_grammar_adds_no_finding_of_its_own(tmp_path: Path) -> None:
+    """Whatever entry is broken, what refers to it is not reported: the finding stays the only one."""
+    text = (FOLDER / "base.yaml").read_text(encoding="utf-8")
+    tried = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if not re.match(r"  [a-z_.]+:|      [a-z_0-9.{}]+:", line) or line.startswith(
+            ("  name:", "  version:", "  references:")
+        ):
+            continue
+        indent = re.match(" *", line)[0] + "  "  # type: ignore[index]
+        broken = text.splitlines()
+        if line.endswith("}"):
+            broken[number - 1] = line[:-1] + ", bogus: 1}"
+        elif line.endswith(":"):
+            broken.insert(number, f"{indent}bogus: 1")
+        else:
+            continue
+        path = tmp_path / f"line_{number}.yaml"
+        path.write_text("\n".join(broken) + "\n", encoding="utf-8")
+        found = lint([path])
+        assert [d.code for d in found] == ["MS101"], f"line {number}: {line}\n{render_findings(found)}"
+        tried += 1
+    assert tried > 20

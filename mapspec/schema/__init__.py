@@ -15,7 +15,7 @@ from mapspec.schema import provider_v1, v1
 from mapspec.schema.export import export
 from mapspec.text import Path_, Tree
 
-__all__ = ["API_VERSIONS", "KINDS", "json_schema", "schema_text", "validate"]
+__all__ = ["API_VERSIONS", "KINDS", "GrammarError", "json_schema", "schema_text", "validate"]
 
 API_VERSIONS = ("mapspec/v1",)
 KINDS: dict[str, type[BaseModel]] = {"Mapping": v1.Mapping, "Provider": provider_v1.Provider}
@@ -48,7 +48,16 @@ def validate[M: BaseModel](tree: Tree, model: type[M]) -> M:
         return model.model_validate(tree.data)
     except ValidationError as error:
         schema = json_schema(kind) if kind else model.model_json_schema()
-        raise SpecError(_diagnostics(error.errors(), tree, schema)) from None
+        found = _diagnostics(error.errors(), tree, schema)
+        raise GrammarError(found, [_path_in_text(e["loc"], tree.data) for e in error.errors()]) from None
+
+
+class GrammarError(SpecError):
+    """A document does not follow the grammar. `places` are the paths of its mistakes, for whoever reads on."""
+
+    def __init__(self, found: list[Diagnostic], places: list[Path_]) -> None:
+        super().__init__(found)
+        self.places = places
 
 
 def _diagnostics(errors: list[ErrorDetails], tree: Tree, schema: dict[str, Any]) -> list[Diagnostic]:
