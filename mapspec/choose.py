@@ -45,8 +45,12 @@ def choose_mapping(config: Mapping[str, Any], *, where: str, spec: str | None = 
 def listed_architectures(kind: str) -> dict[str, list[str]]:
     """Architecture -> names of the specs of a kind (`mappings`, `providers`) that list it."""
     out: dict[str, list[str]] = {}
+    wanted = {"mappings": "Mapping", "providers": "Provider"}[kind]
     for name, path in available(kind).items():
-        metadata = read_yaml(path).data.get("metadata")
+        data = read_yaml(path).data
+        if data.get("kind") != wanted:
+            continue  # a folder of MAPSPEC_PATH may hold both kinds side by side
+        metadata = data.get("metadata")
         for architecture in (metadata.get("architectures") if isinstance(metadata, dict) else None) or ():
             out.setdefault(str(architecture), []).append(name)
     return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import textwrap
 import traceback
 from enum import StrEnum
 from pathlib import Path
@@ -320,6 +321,9 @@ def rule(
         hint = nearest(code.upper(), CODES)
         raise typer.BadParameter(f"there is no code `{code}`" + (f"; did you mean {hint}?" if hint else ""))
     typer.echo(f"{code.upper()} {entry.name}\n\n{entry.what}\n\nWhat to do: {entry.fix}")
+    for title, example in (("Wrong", entry.wrong), ("Right", entry.right)):
+        if example:
+            typer.echo(f"\n{title}:\n\n{textwrap.indent(example.strip(), '    ')}")
 
 
 # --- arguments -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Golden files: `pytest --update-golden` writes them, every other run compares."""
+"""What all tests share. Golden files: `pytest --update-golden` writes them, every other run compares."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A slow example on a busy machine is no wrong answer.
+settings.register_profile("mapspec", deadline=None)
+settings.load_profile("mapspec")
 
 GOLDEN = Path(__file__).parent / "golden"
 

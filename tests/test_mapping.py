@@ -135,6 +135,7 @@ FLAVOURS = st.fixed_dictionaries(
 def test_the_two_directions_are_inverses(
     flavours: dict[str, str], tp: int, etp: int | None, latent: int, groups: int, dtype: str
 ) -> None:
+    etp = None if etp is None else min(etp, tp)  # experts are cut over some of the ranks that exist
     config = config_of(
         moe_latent_size=latent or None, num_key_value_heads=groups, num_nextn_predict_layers=2,
         mtp_hybrid_override_pattern="M*E-",

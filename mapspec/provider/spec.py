@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mapspec.choose import listed_architectures
 from mapspec.diagnostics import Diagnostic, Note, Span, nearest
-from mapspec.documents import Document, available, find_spec, read_document
+from mapspec.documents import Document, find_spec, read_document
 from mapspec.errors import SpecError
 from mapspec.expr import Expr, ExprError, parse_expr
 from mapspec.schema import provider_v1 as v1
-from mapspec.text import Path_, read_yaml
+from mapspec.text import Path_
 
 __all__ = ["Entry", "ProviderSpec", "choose_provider", "read_provider"]
 
@@ -115,9 +116,9 @@ def choose_provider(config: Mapping[str, Any], *, where: str) -> ProviderSpec:
     """
     wanted = {str(a) for a in config.get("architectures") or ()}
     listed: dict[str, set[str]] = {}
-    for name, path in available("providers").items():
-        metadata = read_yaml(path).data.get("metadata")
-        listed[name] = {str(a) for a in (metadata.get("architectures") if isinstance(metadata, dict) else None) or ()}
+    for architecture, names in listed_architectures("providers").items():
+        for name in names:
+            listed.setdefault(name, set()).add(architecture)
     fitting = sorted(name for name, architectures in listed.items() if architectures & wanted)
     if len(fitting) == 1:
         return read_provider(fitting[0])

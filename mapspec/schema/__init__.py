@@ -42,8 +42,9 @@ def validate[M: BaseModel](tree: Tree, model: type[M]) -> M:
         raise SpecError(Diagnostic("MS003", message, tree.span(("apiVersion",)), help=help_))
     kind = next((k for k, m in KINDS.items() if m is model), None)
     if kind and tree.data.get("kind") not in (kind, None):
-        message = f"this is a `{tree.data['kind']}`, not a `{kind}`"
-        raise SpecError(Diagnostic("MS105", message, tree.span(("kind",)), hint=nearest(str(tree.data["kind"]), KINDS)))
+        given = str(tree.data["kind"])
+        hint = None if given in KINDS else nearest(given, KINDS)
+        raise SpecError(Diagnostic("MS105", f"this is a `{given}`, not a `{kind}`", tree.span(("kind",)), hint=hint))
     try:
         return model.model_validate(tree.data)
     except ValidationError as error:

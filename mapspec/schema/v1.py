@@ -62,6 +62,8 @@ SHAPE_ENTRY = r"^([A-Za-z][A-Za-z0-9_]*|[0-9]+)$"
 VERSION = r"^\d+\.\d+\.\d+$"
 REFERENCE = r"^[A-Za-z0-9_./-]+@\d+$"
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
+# What a hole can be called: names of tensors are in small letters but for Mamba's own.
+AxisName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 NamePattern = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 # Tagged, so that a mistake inside is reported once and not once per alternative.
 NameOrSegments = Annotated[
@@ -93,7 +95,9 @@ class Metadata(Model):
     """What the mapping is and for whom."""
 
     name: Identifier = Field(description="Name of the mapping; the file is called `NAME.yaml`.")
-    version: Version = Field(description="Version of this mapping (semver); `mapspec diff` says which part must move.")
+    version: Version = Field(
+        description="Version of this mapping (semver): the major part moves when converted checkpoints stop loading."
+    )
     about: str = Field("", description="One sentence for people.")
     architectures: tuple[str, ...] = Field(
         (), description="Entries of `architectures` in config.json that choose this mapping."
@@ -183,9 +187,9 @@ class Role(Model):
 class Spelling(Model):
     """Other names of a rule under a flavour; what is not given stays."""
 
-    megatron: NamePattern | None = None
-    hf: NameOrSegments | None = None
-    stored: NamePattern | None = None
+    megatron: NamePattern | None = Field(None, description="Megatron name under the flavour.")
+    hf: NameOrSegments | None = Field(None, description="Hugging Face name, or names by segment, under the flavour.")
+    stored: NamePattern | None = Field(None, description="Name in torch_dist under the flavour.")
 
 
 class Rule(Model):
@@ -213,17 +217,17 @@ class Rule(Model):
 class Objects(Model):
     """Byte objects that Megatron-Core asks for on a strict load; written as empty stubs, skipped on the way back."""
 
-    names: tuple[NamePattern, ...] = Field(min_length=1)
+    names: tuple[NamePattern, ...] = Field(min_length=1, description="Names below the mount, without `/shard_0_1`.")
     each: Identifier | None = Field(None, description="Axis with one object per position.")
-    when: Expression | None = None
+    when: Expression | None = Field(None, description="It exists only where this holds.")
 
 
 class Block(Model):
     """Weights with names relative to where the block is mounted."""
 
     when: Expression | None = Field(None, description="The block exists only where this holds.")
-    tensors: dict[NamePattern, Rule] = Field(default_factory=dict)
-    objects: tuple[Objects, ...] = Field(())
+    tensors: dict[NamePattern, Rule] = Field(default_factory=dict, description="Megatron name -> rule.")
+    objects: tuple[Objects, ...] = Field((), description="Byte objects that a strict load asks for.")
     wildcards: tuple[Identifier, ...] = Field(
         (), description="Axes that `*` stands for in this block's names, first to last."
     )
@@ -232,30 +236,32 @@ class Block(Model):
 class Kind(Model):
     """A kind of layer: how the patterns spell it, and the blocks it consists of."""
 
-    symbols: tuple[str, ...] = Field(min_length=1)
-    blocks: tuple[Identifier, ...] = Field(min_length=1)
+    symbols: tuple[str, ...] = Field(min_length=1, description="How patterns spell the kind, as symbols and as words.")
+    blocks: tuple[Identifier, ...] = Field(min_length=1, description="Blocks that a layer of this kind consists of.")
 
 
 class MountSpelling(Model):
     """Other prefixes of a mount under a flavour; what is not given stays."""
 
-    megatron: NamePattern | None = None
-    hf: NamePattern | None = None
+    megatron: NamePattern | None = Field(None, description="Other prefix on the Megatron side.")
+    hf: NamePattern | None = Field(None, description="Other prefix on the Hugging Face side.")
 
 
 class Mount(Model):
     """Where blocks live on both sides: prefixes with one hole per axis."""
 
-    megatron: NamePattern = ""
-    hf: NamePattern = ""
+    megatron: NamePattern = Field("", description="Prefix on the Megatron side.")
+    hf: NamePattern = Field("", description="Prefix on the Hugging Face side.")
     blocks: tuple[Identifier, ...] = Field((), description="Blocks mounted at every position.")
     kinds_of: Identifier | None = Field(None, description="Patterned axis whose kinds choose the blocks.")
     pin: dict[Identifier, Place] = Field(
         default_factory=dict,
         description="Fixes an axis that the Megatron prefix lacks; other Hugging Face positions are no match.",
     )
-    flavours: dict[Identifier, MountSpelling] = Field(default_factory=dict)
-    when: Expression | None = None
+    flavours: dict[Identifier, MountSpelling] = Field(
+        default_factory=dict, description="Choice of a flavour -> other prefixes under it."
+    )
+    when: Expression | None = Field(None, description="It exists only where this holds.")
     wildcards: tuple[Identifier, ...] = Field((), description="Axes that `*` stands for in the prefixes.")
 
 
@@ -264,12 +270,12 @@ class Include(Model):
 
     mapping: Reference = Field(description="`NAME@MAJOR`, by name or by path relative to this file.")
     config: str = Field("hf", description="What `hf` means inside: `hf`, or a part of it such as `hf.llm_config`.")
-    megatron: NamePattern = ""
-    hf: NamePattern = ""
+    megatron: NamePattern = Field("", description="Prefix on the Megatron side.")
+    hf: NamePattern = Field("", description="Prefix on the Hugging Face side.")
     remount: dict[Identifier, MountSpelling] = Field(
         default_factory=dict, description="Mounts of the included mapping that get another prefix than the rest."
     )
-    when: Expression | None = None
+    when: Expression | None = Field(None, description="It exists only where this holds.")
 
 
 class Tie(Model):
@@ -285,21 +291,29 @@ class Mapping(Model):
     """A parameter-mapping spec."""
 
     apiVersion: Literal["mapspec/v1"] = Field(description="Grammar of this file.")  # noqa: N815
-    kind: Literal["Mapping"]
-    metadata: Metadata
+    kind: Literal["Mapping"] = Field(description="Always `Mapping`.")
+    metadata: Metadata = Field(description="Name, version, architectures.")
     extends: Reference | None = Field(
         None, description="Parent: merged by key, the child wins, `null` removes, lists are replaced."
     )
-    include: dict[Identifier, Include] = Field(default_factory=dict)
+    include: dict[Identifier, Include] = Field(
+        default_factory=dict, description="Other mappings, mounted under a prefix on both sides."
+    )
     values: dict[Identifier, Expression] = Field(default_factory=dict, description="Named values for expressions.")
-    flavours: dict[Identifier, Flavour] = Field(default_factory=dict)
-    axes: dict[Identifier, Axis] = Field(default_factory=dict)
-    dims: dict[Identifier, Dim] = Field(default_factory=dict)
-    roles: dict[Identifier, Role] = Field(default_factory=dict)
-    kinds: dict[Identifier, Kind] = Field(default_factory=dict)
-    blocks: dict[Identifier, Block] = Field(default_factory=dict)
-    mounts: dict[Identifier, Mount] = Field(default_factory=dict)
-    tied: dict[NamePattern, Tie] = Field(default_factory=dict)
+    flavours: dict[Identifier, Flavour] = Field(
+        default_factory=dict, description="Named switches between spellings of the same weights."
+    )
+    axes: dict[AxisName, Axis] = Field(default_factory=dict, description="What the holes of names count.")
+    dims: dict[Identifier, Dim] = Field(default_factory=dict, description="Dimensions that shapes are made of.")
+    roles: dict[Identifier, Role] = Field(default_factory=dict, description="Which dtypes a weight may have.")
+    kinds: dict[Identifier, Kind] = Field(default_factory=dict, description="Kinds of layers, for patterned axes.")
+    blocks: dict[Identifier, Block] = Field(
+        default_factory=dict, description="Rules, grouped by what is mounted as one."
+    )
+    mounts: dict[Identifier, Mount] = Field(default_factory=dict, description="Where the blocks live on both sides.")
+    tied: dict[NamePattern, Tie] = Field(
+        default_factory=dict, description="Megatron name -> the weight that it is another name for."
+    )
     passthrough: dict[NamePattern, Reason] = Field(
         default_factory=dict,
         description="Hugging Face tensors that Megatron has no place for; carried along, with the reason.",
