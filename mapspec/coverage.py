@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mapspec.collapse import collapse
 from mapspec.diagnostics import Diagnostic, Note, Span, nearest
+from mapspec.expr import parse_expr
 from mapspec.names import Pattern
 from mapspec.table import Table, TensorDecl
 from mapspec.tensors import StoredTensor
@@ -135,10 +136,19 @@ def _missing_mount(table: Table, surface: str, key: tuple[str, str], decls: Sequ
         f"{_listing([decl.name for decl in decls], 2)}"
     )
     notes: tuple[Note, ...] = ()
+    keys: frozenset[str] = frozenset()
     if mount.when is not None:
         notes = (Note(f"the config asks for it: `{mount.when}` holds", scope.span("mounts", key[1], "when")),)
-    help_ = "if the checkpoint is meant to be without it, say so: --set KEY=VALUE changes config.json for this run"
+        keys = _keys_behind(mount.when, scope.spec.values)
+    setting = " or ".join(f"--set {'.'.join((*scope.config, k))}=..." for k in sorted(keys)) or "--set KEY=VALUE"
+    help_ = f"if the checkpoint is meant to be without it, say so: {setting} changes config.json for this run"
     return Diagnostic("MS511", message, scope.span("mounts", key[1], of_key=True), notes=notes, help=help_)
+
+
+def _keys_behind(text: str, values: Mapping[str, str]) -> frozenset[str]:
+    """Config keys that decide an expression, through the values that it names."""
+    expr = parse_expr(text)
+    return expr.keys.union(*(_keys_behind(values[name], values) for name in expr.names if name in values))
 
 
 def _missing_rule(table: Table, surface: str, span: Span, decls: Sequence[TensorDecl]) -> Diagnostic:
@@ -168,7 +178,9 @@ def _extra(table: Table, surface: str, extra: Sequence[str], missing: Sequence[s
     message = f"{_plural(len(extra))} that no rule maps on the {side_name(surface)} side: {_listing(extra)}"
     hint = nearest(extra[0], missing) if len(missing) < 2000 else None
     section = "`passthrough` or `ignore_hf`" if surface == "hf" else "`ignore_megatron`"
-    help_ = f"map them with a rule, or list them under {section} with a reason"
+    help_ = (
+        f"map them with a rule, or list them under {section} with a reason; a variant that `extends` this one may do so"
+    )
     span = top.span("blocks", of_key=True) if top.spec.blocks else top.span()
     yield Diagnostic("MS512", message, span, hint=hint, help=help_)
 
