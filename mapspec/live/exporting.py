@@ -65,7 +65,7 @@ def export(
         MapspecError: findings of the checks, the same on all ranks, before the first tensor; MS755 later, where a
             rank is gone.
     """
-    live, following = matched(model, reference, spec, flavours, sets, dtype, strict, timeout_s)
+    live, following = matched(model, reference, spec, flavours, sets, dtype, strict, timeout_s, to_rank)
     gatherer = _Gatherer(live, torch.device(device), to_rank)
     for unit in units_of(live, following, dtype):
         out = gatherer.unit(unit)
@@ -83,8 +83,9 @@ def matched(
     dtype: str | None,
     strict: bool,
     timeout_s: float | None,
+    *options: object,
 ) -> tuple[Live, Reference]:
-    """The model against the mapping, and the reference that was named."""
+    """The model against the mapping, and the reference that was named; `options` are those of one caller alone."""
     models = unwrap(model)
     team = Team(models[0], timeout_s)
     with team.together():
@@ -96,7 +97,7 @@ def matched(
         linked, config, choices = choose(
             following.config, names, where=following.where, spec=spec, flavours=flavours, sets=sets
         )
-    live = match(team, models, linked, config, choices, strict=strict)
+    live = match(team, models, linked, config, choices, strict=strict, options=(dtype, *options))
     with team.together():
         # Fails here on all ranks rather than later on some.
         for _ in units_of(live, following, dtype):

@@ -84,12 +84,14 @@ def match(
     choices: Choices,
     *,
     strict: bool,
+    options: tuple[object, ...] = (),
 ) -> Live:
     """Find the row of every parameter. All ranks call it.
 
     Args:
         choices: flavours that are decided; the model's names decide the others.
         strict: whether a row that no rank holds is an error.
+        options: what else has to be the same on all ranks.
 
     Raises:
         SpecError: what binding and proving find; MS756 where ranks were given different things.
@@ -98,11 +100,11 @@ def match(
     """
     with team.together():
         locals_ = [found for model in models for found in live_tensors(model)]
-    told = team.exchange((_fingerprint(linked, config, choices), _shapes(locals_)))
+    told = team.exchange((_fingerprint(linked, config, choices, (strict, *options)), _shapes(locals_)))
     with team.together():
         if any(mark != told[0][0] for mark, _ in told):
             odd = [rank for rank, (mark, _) in enumerate(told) if mark != told[0][0]]
-            message = f"ranks 0 and {odd[0]} were given different configs, mappings or flavours"
+            message = f"ranks 0 and {odd[0]} were given different configs, mappings, flavours or options"
             help_ = "all ranks have to be called with the same arguments"
             raise SpecError(Diagnostic("MS756", message, where="arguments", help=help_))
         shapes = {name: shape for _, part in reversed(told) for name, shape in part.items()}
@@ -128,9 +130,9 @@ def match(
     return Live(team, table, held, dtypes, tuple(place for _, place in answers), unheld, differences)
 
 
-def _fingerprint(linked: Linked, config: Mapping[str, Any], choices: Choices) -> int:
+def _fingerprint(linked: Linked, config: Mapping[str, Any], choices: Choices, options: tuple[object, ...]) -> int:
     text = json.dumps(
-        [[scope.id for scope in linked.scopes], config, dict(choices.flavours), choices.padded_vocab_size],
+        [[scope.id for scope in linked.scopes], config, dict(choices.flavours), choices.padded_vocab_size, options],
         sort_keys=True, default=str,
     )  # fmt: skip
     return zlib.crc32(text.encode())

@@ -97,7 +97,9 @@ def save_hf(
         MapspecError: the same on all ranks; the destination is as it was.
     """
     began = time.monotonic()
-    live, following = matched(model, reference, spec, flavours, sets, dtype, strict, timeout_s)
+    live, following = matched(
+        model, reference, spec, flavours, sets, dtype, strict, timeout_s, str(folder), max_shard_bytes, overwrite
+    )
     team = live.team
     units = list(units_of(live, following, dtype))
     with team.together():

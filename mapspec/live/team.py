@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mapspec import errors
 from mapspec.diagnostics import Diagnostic, Note
-from mapspec.errors import ConvertError, MapspecError
+from mapspec.errors import ConvertError, MapspecError, SpecError
 from mapspec.ranks import Shard
 
 __all__ = ["LostRankError", "Place", "Team"]
@@ -188,5 +188,13 @@ def _groups(model: Any) -> dict[str, Any]:
     out = {}
     for name, (attribute, getter) in getters.items():
         group = getattr(ours, attribute, None)
-        out[name] = group if group is not None else getter()
+        if group is None:
+            try:
+                group = getter()
+            except (AssertionError, AttributeError):
+                if name in ("tp", "pp"):
+                    message = f"neither the model nor Megatron-Core's parallel state has a process group for `{name}`"
+                    help_ = "initialize_model_parallel(...) comes before the model is built"
+                    raise SpecError(Diagnostic("MS750", message, where="model", help=help_)) from None
+        out[name] = group  # a model without experts may have no groups for them
     return out

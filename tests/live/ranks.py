@@ -13,19 +13,24 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mapspec.live import LoadReport, export, load, save_hf
+from mapspec.provider.provider import Provider
 
 __all__ = ["Case", "Seen", "largest", "scramble", "source_tensors", "there_and_back"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """How a rank builds its model; `watch` measures memory, which takes a second."""
+    """How a rank builds its model: by the oracle's settings, or by a provider with these fields.
+
+    `watch` measures memory, which takes seconds.
+    """
 
     cuts: tuple[int, ...] = ()
     vocab_size: int | None = None
     dtype: torch.dtype = torch.bfloat16
     switches: dict[str, Any] = field(default_factory=dict)
     watch: bool = False
+    provider: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,11 @@ def there_and_back(rank: int, source: str, target: str, case: Case) -> Seen:
     """Load into a scrambled model, compare with the oracle's, export, save."""
     state, config = read_hf(Path(source))
     build = {"dtype": case.dtype, "cuts": case.cuts, "vocab_size": case.vocab_size, **case.switches}
-    expected, model = build_for(config, **build), build_for(config, **build)
+    expected = build_for(config, **build)
+    if case.provider is None:
+        model: Any = build_for(config, **build)
+    else:
+        model = Provider.from_hf(source, backend="reference", **case.provider).provide()
     fill_model(expected, state, config)
     scramble(model)
     report = load(Wrapper(Wrapper(model)), source)

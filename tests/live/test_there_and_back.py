@@ -28,7 +28,19 @@ CASES = {
     "pp2-tied": (VARIANTS["tied"], ParallelSizes(pp=2), Case(cuts=(1,))),
     "ep2-stacked": (VARIANTS["latent"].but(layout="native"), ParallelSizes(ep=2), Case(
         switches={"experts": "grouped"})),
-    "tp2-ep2-etp2": (VARIANTS["mtp1"], ParallelSizes(tp=2, ep=2, etp=2), Case(switches={"experts": "grouped"})),
+    "tp2-ep2-etp2-provider": (
+        VARIANTS["mtp1"],
+        ParallelSizes(tp=2, ep=2, etp=2),
+        Case(
+            switches={"experts": "grouped"},
+            provider={
+                "tensor_model_parallel_size": 2,
+                "expert_model_parallel_size": 2,
+                "expert_tensor_parallel_size": 2,
+                "sequence_parallel": True,
+            },
+        ),
+    ),
     "tp2-pp2-everything": (EVERY, ParallelSizes(tp=2, pp=2, ep=2), Case(cuts=(3,), vocab_size=256)),
 }  # fmt: skip
 
