@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mapspec.bind import BoundRule
+from mapspec.boxes import tiling_fault
 from mapspec.diagnostics import Diagnostic, Note, Span
-from mapspec.regions import tiling_fault
 from mapspec.table import RuleForms, Table, TensorDecl
 from mapspec.tensors import whole
 

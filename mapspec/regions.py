@@ -11,13 +11,13 @@ layer, say) get their leading axes when a row is made, see `mapspec.table`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mapspec.tensors import Box, whole
+from mapspec.boxes import intersect
+from mapspec.tensors import Box
 
-__all__ = ["Piece", "Slot", "clip", "compose", "flip", "intersect", "pair", "tiling_fault"]
+__all__ = ["Piece", "Slot", "clip", "compose", "flip", "pair"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +99,6 @@ def flip(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     return tuple(Piece(p.right, p.right_box, p.left, p.left_box) for p in pieces)
 
 
-def intersect(a: Box, b: Box) -> Box | None:
-    """The common box, or `None` where there is none. Boxes of rank 0 meet."""
-    out = []
-    for (a0, a1), (b0, b1) in zip(a, b, strict=True):
-        start, stop = max(a0, b0), min(a1, b1)
-        if start >= stop:
-            return None
-        out.append((start, stop))
-    return tuple(out)
-
-
 def _follow(common: Box, box: Box, other: Box) -> Box:
     """Where the part `common` of `box` lies in `other`, its partner."""
     return tuple(
@@ -137,45 +126,3 @@ def compose(first: Sequence[Piece], second: Sequence[Piece]) -> tuple[Piece, ...
                 left_box = _follow(common, a.right_box, a.left_box)
                 out.append(Piece(a.left, left_box, b.right, _follow(common, b.left_box, b.right_box)))
     return tuple(out)
-
-
-def tiling_fault(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
-    """Say how `boxes` fail to cover a tensor of that shape exactly once; `None` if they do.
-
-    Interval arithmetic only: bounds, then volumes, then a sweep for overlaps. A cover of the right volume without
-    overlaps within bounds leaves nothing out.
-    """
-    size = math.prod(shape)
-    full = whole(shape)
-    volume = 0
-    for box in boxes:
-        if len(box) != len(shape) or any(not 0 <= a <= b <= n for (a, b), (_, n) in zip(box, full, strict=True)):
-            return f"{show_box(box)} lies outside of {list(shape)}"
-        volume += math.prod(b - a for a, b in box)
-    overlap = _overlap([box for box in boxes if all(a < b for a, b in box)])
-    if overlap:
-        return f"{show_box(overlap[0])} and {show_box(overlap[1])} overlap"
-    if volume != size:
-        return f"{volume:,} of {size:,} elements are covered"
-    return None
-
-
-def _overlap(boxes: list[Box]) -> tuple[Box, Box] | None:
-    """Two boxes that overlap, or `None`. Sweep along the axis with the most distinct starts."""
-    if len(boxes) < 2 or not boxes[0]:
-        return (boxes[0], boxes[1]) if len(boxes) > 1 else None
-    rank = len(boxes[0])
-    axis = max(range(rank), key=lambda d: len({box[d][0] for box in boxes}))
-    active: list[Box] = []
-    for box in sorted(boxes, key=lambda b: b[axis]):
-        active = [other for other in active if other[axis][1] > box[axis][0]]
-        for other in active:
-            if intersect(box, other) is not None:
-                return other, box
-        active.append(box)
-    return None
-
-
-def show_box(box: Box) -> str:
-    """A box as Python slices: `[0:8, 16:32]`."""
-    return "[" + ", ".join(f"{a}:{b}" for a, b in box) + "]"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from mapspec.arrange import ArrangementError, Node, parse_arrangement, unroll
 from mapspec.axes import ravel, unravel
+from mapspec.boxes import intersect, tiling_fault
 from mapspec.collapse import collapse, ranges
-from mapspec.regions import Piece, Slot, clip, compose, flip, intersect, pair, tiling_fault
+from mapspec.regions import Piece, Slot, clip, compose, flip, pair
 from mapspec.tensors import Box, box_shape, whole
 
 # --- arrangements ----------------------------------------------------------------------------------------------

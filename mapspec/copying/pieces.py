@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, product
 
+from mapspec.boxes import intersect
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.fill import Part
 from mapspec.tensors import Box, StoredTensor, box_shape, itemsize, numel
 
-__all__ = ["BoxIndex", "Piece", "Run", "dense_strides", "intersect", "pieces_of", "runs_of"]
+__all__ = ["BoxIndex", "Piece", "Run", "dense_strides", "pieces_of", "runs_of"]
 
 type Run = tuple[int, str | None, int, int]
 """Bytes that are contiguous on both sides: offset within the destination chunk, source file (`None`: zeros), offset in
@@ -51,17 +52,6 @@ class Piece:
         return self.start + sum(
             (inner[0] - outer[0]) * stride for inner, outer, stride in zip(box, self.box, self.strides, strict=True)
         )
-
-
-def intersect(one: Box, other: Box) -> Box | None:
-    """The elements in both boxes, or `None` if there are none."""
-    both = []
-    for (a, b), (c, d) in zip(one, other, strict=True):
-        start, stop = max(a, c), min(b, d)
-        if start >= stop:
-            return None
-        both.append((start, stop))
-    return tuple(both)
 
 
 def dense_strides(shape: Sequence[int], item: int) -> tuple[int, ...]:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from mapspec.boxes import show_box
 from mapspec.collapse import collapse
 from mapspec.convert import Converted
 from mapspec.plan import Plan
 from mapspec.prepare import Prepared
-from mapspec.regions import show_box
 from mapspec.render.findings import render_findings, shorten
 from mapspec.render.grid import SIDES, as_json, draw_grid, human_bytes
 from mapspec.render.show import grouped, proof_line

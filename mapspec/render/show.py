@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mapspec.bind import BoundRule
+from mapspec.boxes import show_box
 from mapspec.mapping import Resolution
 from mapspec.prove import Proof
-from mapspec.regions import show_box
 from mapspec.render.findings import shorten
 from mapspec.render.grid import SIDES, as_json, draw_grid
 from mapspec.table import Row, RuleForms, Table

@@ -183,7 +183,7 @@ def test_metadata_that_lies(tmp_path):
     assert "`a.w`" in cut("3", [4, 6], ([0, 0], [2, 6]))
     assert "12 of 24" in cut("3", [4, 6], ([0, 0], [2, 6]))
     assert "[0:3, 0:6] and [2:4, 0:6] overlap" in cut("4", [4, 6], ([0, 0], [3, 6]), ([2, 0], [2, 6]))
-    assert "beyond its shape [4, 6]" in cut("5", [4, 6], ([0, 0], [5, 6]))
+    assert "lies outside of [4, 6]" in cut("5", [4, 6], ([0, 0], [5, 6]))
     assert "overlap" in cut("6", [4, 6], ([0, 0], [4, 4]), ([0, 3], [4, 2]), ([0, 1], [4, 1]))
 
     for name, place in {

@@ -231,7 +231,7 @@ def test_files_are_balanced_and_bounded():
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ([NewTensor("w", "bfloat16", (4,), (((0, 2),),))], "hold 2 of 4"),
+        ([NewTensor("w", "bfloat16", (4,), (((0, 2),),))], "2 of 4 elements"),
         ([NewTensor("w", "bfloat16", (4,), (((0, 3),), ((2, 4),)))], "overlap"),
         ([NewTensor("w", "bfloat16", (0,), ())], "no boxes"),
         ([NewTensor("w", "complex64", (4,), (((0, 4),),))], "complex64"),

@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from mapspec.boxes import tiling_fault
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
 from mapspec.io.torch_dist.archive import ItemError, Window
@@ -18,7 +19,6 @@ from mapspec.io.torch_dist.common import COMMON_FILE, COMMON_OBJECT, common_from
 from mapspec.io.torch_dist.folder import METADATA, find_folder
 from mapspec.io.torch_dist.metadata import ListedTensor, Slot, read_listing
 from mapspec.io.torch_dist.run_config import read_run_config
-from mapspec.io.torch_dist.tiling import tiling_problem
 from mapspec.io.torch_dist.zipitem import Locator, Place
 from mapspec.nogc import gc_paused
 from mapspec.tensors import DTYPES, Box, Chunk, StoredTensor, box_shape
@@ -108,7 +108,7 @@ def open_torch_dist(path: Path, *, select: Callable[[str], bool] | None = None) 
     }
     readable = [t for name, t in wanted.items() if name not in unsupported]
     for tensor in readable:
-        problem = tiling_problem(tensor.shape, [box for box, _ in tensor.chunks])
+        problem = tiling_fault(tensor.shape, [box for box, _ in tensor.chunks])
         if problem:
             raise _error("MS657", f"the tensor `{tensor.name}` is not covered exactly once: {problem}", str(found.path))
     return TorchDistCheckpoint(

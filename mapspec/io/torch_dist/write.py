@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 
+from mapspec.boxes import tiling_fault
 from mapspec.io.layout import Framing, Layout, NewTensor
 from mapspec.io.torch_dist.emit_metadata import metadata_pickle
 from mapspec.io.torch_dist.folder import METADATA, metadata_json
 from mapspec.io.torch_dist.frame import tensor_frame
 from mapspec.io.torch_dist.metadata import Slot
-from mapspec.io.torch_dist.tiling import tiling_problem
 from mapspec.nogc import gc_paused
 from mapspec.tensors import DTYPES, Chunk, StoredTensor, box_shape
 
@@ -110,7 +110,7 @@ def _check(tensors: Sequence[NewTensor], objects: Mapping[str, bytes], files: in
         seen.add(tensor.name)
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{tensor.name} has the data type {tensor.dtype}, which is not in DTYPES")
-        problem = tiling_problem(tensor.shape, tensor.boxes)
+        problem = tiling_fault(tensor.shape, tensor.boxes)
         if problem or not tensor.boxes:
             raise ValueError(f"{tensor.name}: {problem or 'no boxes'}")
         # Items are found by the offset of their box, so an empty box must not share one.
