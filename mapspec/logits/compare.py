@@ -109,8 +109,8 @@ def compare_logits(
         report, left_model=left, right_model=right, measured=measured, floor=floor, floor_runs=floor_runs, layers=lines
     )
     report = replace(report, findings=tuple(_findings(report, allowed)))
-    if mapping is None or first.kind == second.kind or cuts == 1:
-        return report
+    if report.findings or mapping is None or first.kind == second.kind or cuts == 1:
+        return report  # which rank gets which rows means nothing where the weights themselves are others
     return _with_cuts(report, mapping, config, first, second, cuts)
 
 

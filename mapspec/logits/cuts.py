@@ -123,7 +123,7 @@ def _blame(mapping: CompiledMapping, key: str, rank: int, size: int, found: dict
         return
     row = decl.members[0].row
     if row.rule.key not in found:
-        message = f"rank {rank} of {size} gets other rows of `{row.megatron}` by the spec than Megatron-Core stores"
+        message = f"rank {rank} of {size} gets other values of `{row.megatron}` by the spec than Megatron-Core stores"
         found[row.rule.key] = Diagnostic("MS825", message, row.rule.span)
 
 
