@@ -46,7 +46,8 @@ def export(
     expert-tensor-parallel) ranks of the stage that has it, then broadcast over expert-parallel ranks and pipeline
     stages; copies that several ranks or stages have are taken once. In memory are at most the tensors of one unit
     (q, k and v of a layer; one expert; all experts of a layer where Hugging Face stacks them) and the parts of one
-    parameter. A tensor belongs to the caller and is never written to again.
+    parameter. A tensor belongs to the caller and is never written to again. A rank that stops to iterate leaves the
+    others waiting until their timeout.
 
     Args:
         model: as for `load`.

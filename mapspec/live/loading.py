@@ -83,7 +83,8 @@ def load(
     Everything is checked on all ranks before the first value changes: that each parameter has a row, each row a
     parameter, shapes and dtypes. A value is cast where the model's parameter has another dtype than the checkpoint;
     rows of the vocabulary beyond the checkpoint's are set to zero. A rank reads the byte ranges that it owns, in
-    blocks of 4 MiB per thread.
+    blocks of 4 MiB per thread. An optimizer that keeps values of its own, as mixed-precision ones do, has to be told
+    afterwards: `optimizer.reload_model_params()`.
 
     Args:
         model: the HybridModel of this rank, in wrappers or not, or a list of chunks.

@@ -102,11 +102,15 @@ SCENARIOS: dict[str, Callable[[int, Any, Path, Path], None]] = {
 
 
 def play(rank: int, source: str, folder: str) -> dict[str, tuple[str, list[str], bool]]:
-    """Every scenario with a fresh model: exception, its findings in full, and whether the model is untouched."""
+    """Every scenario with the model as built: exception, findings in full, whether the model is untouched."""
     _, config = read_hf(Path(source))
     seen = {}
+    model = build_for(config, dtype=torch.bfloat16)
+    built = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
     for name, scenario in SCENARIOS.items():
-        model = build_for(config, dtype=torch.bfloat16)
+        for module, parameters, buffers in built:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
         scramble(model)
         try:
             scenario(rank, model, Path(source), Path(folder))
