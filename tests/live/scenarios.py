@@ -155,6 +155,10 @@ def options(rank: int, source: str, folder: str) -> list[str]:
     assert kept["backbone.layers.0.mixer.A_log"] is torch.float32
     assert kept["backbone.layers.0.mixer.D"] is torch.float32
     assert kept["backbone.embeddings.weight"] is torch.bfloat16
+    # What changes no shape is no error, but it is told.
+    other = build_for({**config, "num_experts_per_tok": 2}, dtype=torch.bfloat16)
+    told = load(other, source).differences
+    assert told == ("moe_router_topk: the model was built with 2, the config says 3",)
     # A model without multi-token prediction takes a checkpoint with it when told to.
     short = build_for({**config, "num_nextn_predict_layers": 0}, dtype=torch.bfloat16)
     scramble(short)

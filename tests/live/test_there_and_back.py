@@ -26,8 +26,11 @@ CASES = {
         switches={"norms": "separate"})),
     "pp2-uneven-mtp2": (VARIANTS["mtp2"], ParallelSizes(pp=2), Case(cuts=(1,))),
     "pp2-tied": (VARIANTS["tied"], ParallelSizes(pp=2), Case(cuts=(1,))),
-    "ep2-stacked": (VARIANTS["latent"].but(layout="native"), ParallelSizes(ep=2), Case(
-        switches={"experts": "grouped"})),
+    "tp2-ep4-dp2-stacked": (
+        VARIANTS["latent"].but(layout="native"),
+        ParallelSizes(tp=2, ep=4),
+        Case(switches={"experts": "grouped"}),
+    ),
     "tp2-ep2-etp2-provider": (
         VARIANTS["mtp1"],
         ParallelSizes(tp=2, ep=2, etp=2),
