@@ -20,7 +20,7 @@ from mapspec.logits import compare_logits, render_logits
 from mapspec.logits.measure import measure
 from mapspec.prepare import Request
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("logits")]
 
 
 @pytest.fixture(scope="module")

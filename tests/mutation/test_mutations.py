@@ -15,8 +15,9 @@ from harness import CHECKS, PASSED, Checkpoints, Outcome, examine
 from mutants import MUTANTS, Mutant
 
 from mapspec.logits import compare
+from mapspec.nogc import gc_paused
 
-pytestmark = [pytest.mark.megatron, pytest.mark.slow]
+pytestmark = [pytest.mark.megatron, pytest.mark.slow, pytest.mark.xdist_group("mutation")]
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "mutations.md"
 CONTROLS = (
@@ -37,8 +38,8 @@ The checks, in the order in which one runs them:
 * **lint**: `mapspec lint` on the spec, bound to two made-up configs and the model's own.
 * **plan**, **convert**: the commands of those names. Coverage and proof; nothing is known of what the numbers mean.
 * **round trip**: there and back with the same mistake, then `mapspec verify`. Run to show how little it proves.
-* **verify**: `mapspec verify` of the Hugging Face folder against a checkpoint that Megatron-Core wrote itself. With * and
-  `--dtype`: against what the faulty conversion wrote.
+* **verify**: `mapspec verify` of the Hugging Face folder against a checkpoint that Megatron-Core wrote itself. With *
+  and with `--dtype`: against what the faulty conversion wrote.
 * **strict load**, **logits**, **cuts**: `mapspec verify --logits` of the Hugging Face folder against what the faulty
   conversion wrote: Megatron-Core's own strict load into the real model; logits and hidden states against
   transformers; what a rank at tensor parallel size 2 gets by the spec, against what Megatron-Core's model of that
@@ -74,7 +75,8 @@ def outcomes(
     checkpoints: Checkpoints, one_floor_per_checkpoint: None, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Outcome]:
     work = tmp_path_factory.mktemp("work") / "mutant"
-    return {mutant.name: examine(mutant, checkpoints, work) for mutant in (*CONTROLS, *MUTANTS)}
+    with gc_paused():  # many small objects that stay, in a process with much in it: a third of the time
+        return {mutant.name: examine(mutant, checkpoints, work) for mutant in (*CONTROLS, *MUTANTS)}
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
