@@ -6,23 +6,20 @@ itself loads that strictly and runs it, `mapspec convert` goes back, and the bit
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mapspec.quiet import quiet_libraries
+
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "demo" / "out"
 sys.path.append(str(ROOT / "tests"))  # the demo's model is one of the tests' tiny ones, a little larger
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-warnings.simplefilter("ignore")
 
 
 @contextmanager
@@ -107,6 +104,13 @@ def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     hf, megatron, back = OUT / "hf", OUT / "megatron", OUT / "hf-again"
+    with quiet_libraries():
+        run(hf, megatron, back)
+    print(f"\nAll of it lies in {OUT.relative_to(ROOT)}/: hf, megatron, hf-again.")
+
+
+def run(hf: Path, megatron: Path, back: Path) -> None:
+    """The steps."""
     with step("1  transformers writes a Nemotron-H checkpoint (Mamba, attention, MLP, latent MoE; MTP tensors added)"):
         make_checkpoint(hf)
     with step("2  Hugging Face -> Megatron-Core"):
@@ -118,9 +122,10 @@ def main() -> None:
     with step("5  The same bits?"):
         mapspec("verify", str(hf), str(back))
         mapspec("verify", str(hf), str(megatron))
-    with step("6  Where does a tensor go?"):
+    with step("6  Do the two compute the same? Layer by layer, against a measured noise floor"):
+        mapspec("verify", str(hf), str(megatron), "--logits")
+    with step("7  Where does a tensor go?"):
         mapspec("resolve", "nemotron_h", "mtp.layers.0.mixer.k_proj.weight", "--checkpoint", str(megatron))
-    print(f"\nAll of it lies in {OUT.relative_to(ROOT)}/: hf, megatron, hf-again.")
 
 
 if __name__ == "__main__":

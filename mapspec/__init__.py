@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from mapspec.bind import Choices
     from mapspec.convert import Converted, Output
     from mapspec.errors import MapspecError
+    from mapspec.live.exporting import export
+    from mapspec.live.loading import load
+    from mapspec.live.saving import save_hf
     from mapspec.mapping import CompiledMapping, compile_mapping
     from mapspec.prepare import Prepared, Request
     from mapspec.provider.provider import Provider
@@ -34,6 +37,9 @@ __all__ = [
     "Verified",
     "__version__",
     "compile_mapping",
+    "export",
+    "load",
+    "save_hf",
 ]
 
 _HOMES = {
@@ -48,6 +54,9 @@ _HOMES = {
     "Shard": "mapspec.ranks",
     "Verified": "mapspec.verify",
     "compile_mapping": "mapspec.mapping",
+    "export": "mapspec.live.exporting",
+    "load": "mapspec.live.loading",
+    "save_hf": "mapspec.live.saving",
 }
 
 

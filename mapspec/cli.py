@@ -58,6 +58,14 @@ class Side(StrEnum):
     MEGATRON = "megatron"
 
 
+class Device(StrEnum):
+    """Where models run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class ProgressMode(StrEnum):
     """How progress is shown on stderr."""
 
@@ -186,9 +194,27 @@ def verify(
     flavour: FlavourOpt = None,
     set_: SetOpt = None,
     megatron_core: VersionOpt = "0.19",
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Run both models on the same tokens instead of comparing bits.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(help="With --logits: tokens in each sequence.", min=1)] = 67,
+    seed: Annotated[int, typer.Option(help="With --logits: seed of the tokens.")] = 0,
+    device: Annotated[Device, typer.Option(help="With --logits: where the models run.")] = Device.AUTO,
     format: FindingFormatOpt = FindingFormat.TEXT,
 ) -> None:
-    """Compare two checkpoints bit for bit, across kinds; name and locate what differs."""
+    """Compare two checkpoints, across kinds: bit for bit, or by what their models compute (--logits)."""
+    if logits:
+        from mapspec.choose import parse_pairs
+        from mapspec.logits import compare_logits, render_logits
+        from mapspec.quiet import quiet_libraries
+
+        with quiet_libraries():
+            report = compare_logits(
+                left, right, spec=spec, flavours=parse_pairs(flavour or (), "--flavour"), sets=tuple(set_ or ()),
+                tokens=tokens, seed=seed, device=device.value,
+            )  # fmt: skip
+        typer.echo(render_logits(report, format.value))
+        raise typer.Exit(1 if report.findings else 0)
     from mapspec.render.plan import render_verified
     from mapspec.verify import verify
 
@@ -254,9 +280,23 @@ def provider(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a provider field.")
     ] = None,
+    inventory: Annotated[
+        bool, typer.Option("--inventory", help="List the parameters of a rank of the GPU model instead; needs no GPU.")
+    ] = False,
+    tp: Annotated[int, typer.Option(help="With --inventory: tensor parallel size.", min=1)] = 1,
+    ep: Annotated[int, typer.Option(help="With --inventory: expert parallel size.", min=1)] = 1,
+    etp: Annotated[int | None, typer.Option(help="With --inventory: expert tensor parallel size.", min=1)] = None,
+    pp: Annotated[int, typer.Option(help="With --inventory: pipeline parallel size.", min=1)] = 1,
+    pp_rank: Annotated[int | None, typer.Option(help="With --inventory: one pipeline stage only.", min=0)] = None,
     format: FormatOpt = Format.TEXT,
 ) -> None:
     """Show the Megatron-Core fields of a model, each with its value, its origin and the reason for it."""
+    if inventory:
+        from mapspec.render.inventory import inventory_report
+
+        report = inventory_report(spec, config, set_ or (), format.value, tp=tp, ep=ep, etp=etp, pp=pp, pp_rank=pp_rank)
+        typer.echo(report, nl=False)
+        return
     from mapspec.provider.render import provider_report
 
     typer.echo(provider_report(spec, config, set_ or (), format.value), nl=False)

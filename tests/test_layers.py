@@ -33,12 +33,14 @@ LAYERS = (
     ("mapping",),
     ("plan", "lint"),
     ("prepare",),
-    ("convert", "verify"),
-    ("render", "cli"),
+    ("convert", "verify", "inventory"),
+    ("live", "logits"),
+    ("render",),
+    ("cli",),
 )
 LEVEL = {module: number for number, row in enumerate(LAYERS) for module in row}
 # Reading and writing files stands beside this order: it knows of tensors and findings, and of no spec.
-BESIDE = ("io", "copying", "fill", "publish", "progress", "nogc")
+BESIDE = ("io", "copying", "fill", "publish", "progress", "nogc", "boxes", "quiet")
 
 
 def _imports(path: Path) -> list[tuple[int, str]]:

@@ -175,7 +175,8 @@ def _stack(assembly: Assembly) -> tuple[Any, type, str]:
     if assembly.provider["norms"] == "separate":
         module = import_module(f"megatron.core.post_training.modelopt.{kind}.model_specs")
         make = getattr(module, f"get_{kind}_stack_modelopt_spec")
-        spec = make(local_core_attention=False, remap_te_layernorm=True)
+        # Without the remapping hooks, so that the norms are stored under their own names, as the mapping has them.
+        spec = make(local_core_attention=False, remap_te_layernorm=False)
     else:
         spec = getattr(import_module(f"{models}_layer_specs"), f"{kind}_stack_spec")
     spec = copy.copy(spec)
