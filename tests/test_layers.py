@@ -34,8 +34,8 @@ LAYERS = (
     ("plan", "lint"),
     ("prepare",),
     ("convert", "verify", "inventory"),
-    ("live", "logits"),
-    ("render",),
+    ("live",),
+    ("render", "logits"),  # a package of its own with its own renderer
     ("cli",),
 )
 LEVEL = {module: number for number, row in enumerate(LAYERS) for module in row}
