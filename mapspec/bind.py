@@ -46,6 +46,12 @@ def bind(linked: Linked, config: Mapping[str, Any], choices: Choices | None = No
     ties = tuple(tie for scope in live for tie in scope.ties())
     sections = ("passthrough", "ignore_hf", "ignore_megatron")
     listed = {name: tuple(x for scope in live for x in scope.listed(name)) for name in sections}
+    asked = choices.padded_vocab_size
+    if asked is not None and not any(dim.padded for rule in rules for dim in rule.dims or ()):
+        message = f"no dimension of this mapping can be padded, so not to {asked} rows either"
+        span = linked.top.span("dims", of_key=True)
+        help_ = "mark the dimension with `pad: vocabulary`, or leave --padded-vocab-size out"
+        found.append(Diagnostic("MS406", message, span, help=help_))
     if found:
         raise SpecError(_merged(found))
     return Bound(linked, config, choices, flavours, tuple(rules), tuple(objects), ties, **listed)

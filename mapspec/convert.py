@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mapspec.copy import CopyReport, execute, first_difference
-from mapspec.diagnostics import Diagnostic
-from mapspec.errors import ConvertError
+from mapspec.beside import carry, check_tie, config_bytes, record, write_file
+from mapspec.copy import CopyReport, execute
 from mapspec.fill import Fill, Part
-from mapspec.io.json_config import write_config
 from mapspec.io.layout import Layout, NewTensor
 from mapspec.io.safetensors_index import INDEX_FILE
 from mapspec.io.safetensors_layout import layout_safetensors
@@ -27,7 +24,6 @@ from mapspec.io.torch_dist import (
     tracker_text,
     train_state_pt,
 )
-from mapspec.manifest import manifest
 from mapspec.prepare import Prepared, Request, prepare
 from mapspec.progress import Progress
 from mapspec.publish import publishing
@@ -87,28 +83,13 @@ def convert(request: Request, output: Output, progress: Progress | None = None) 
     """
     began = time.monotonic()
     prepared = prepare(request).require()
-    _check_ties(prepared)
+    for copy, original in prepared.plan.equal:
+        check_tie(copy, original, prepared.source.root)
     sources = [prepared.source.path, *([prepared.reference.root] if prepared.reference.root else [])]
     with publishing(output.destination, overwrite=output.overwrite, sources=sources, fsync=output.fsync) as folder:
         write = _write_megatron if prepared.to == "megatron" else _write_hf
         copied, carried = write(prepared, output, folder, progress)
     return Converted(prepared, output.destination, copied, carried, time.monotonic() - began)
-
-
-def _check_ties(prepared: Prepared) -> None:
-    """A tied weight that the file holds twice is dropped only if the two are equal: tied is a claim of the config."""
-    root = prepared.source.root
-    for copy, original in prepared.plan.equal:
-        box = whole(copy.shape)
-        if copy.shape != original.shape or copy.dtype != original.dtype:
-            at: tuple[int, ...] | None = ()
-        else:
-            one, other = (Part(box, copy, box),), (Part(box, original, box),)
-            at = first_difference(box, copy.dtype, one, other, left_root=root, right_root=root, name=copy.name)
-        if at is not None:
-            message = f"the config ties `{copy.name}` to `{original.name}`, but they differ at {list(at)}"
-            help_ = "keep both with --set tie_word_embeddings=false"
-            raise ConvertError(Diagnostic("MS723", message, where=str(root), help=help_))
 
 
 def _write_megatron(
@@ -128,16 +109,16 @@ def _write_megatron(
     layout = replace(layout, small_files=small)
     copied = _run(list(plan.fills(layout)), layout, prepared.source.root, home, output, progress)
     _keep_passthrough(prepared, home / CARRIED, output)
-    carried = _carry(reference.root, reference.files, home / CARRIED)
-    _write(home / CARRIED / "config.json", _config_bytes(prepared))
+    carried = carry(reference, home / CARRIED)
+    write_file(home / CARRIED / "config.json", config_bytes(reference, prepared.written_config))
     index = {"metadata": {}, "weight_map": dict(reference.shard_of)}
-    _write(home / CARRIED / INDEX_FILE, json.dumps(index).encode())
+    write_file(home / CARRIED / INDEX_FILE, json.dumps(index).encode())
     if prepared.run_config is not None and prepared.run_config.text is not None:
-        _write(home / "run_config.yaml", prepared.run_config.text.encode())
-        _write(home / "train_state.pt", train_state_pt(output.iteration or 0))
-        _write(folder / "latest_train_state.pt", train_state_pt(output.iteration or 0))
-    _write(home / MANIFEST, manifest(prepared, layout))
-    _write(folder / TRACKER, tracker_text(output.iteration))
+        write_file(home / "run_config.yaml", prepared.run_config.text.encode())
+        write_file(home / "train_state.pt", train_state_pt(output.iteration or 0))
+        write_file(folder / "latest_train_state.pt", train_state_pt(output.iteration or 0))
+    write_file(home / MANIFEST, _record(prepared, layout))
+    write_file(folder / TRACKER, tracker_text(output.iteration))
     return copied, carried
 
 
@@ -164,9 +145,9 @@ def _write_hf(
     layout = layout_safetensors(new, max_shard_bytes=output.max_shard_bytes, file_of=reference.shard_of or None)
     fills = [*plan.fills(layout), *_identity(kept, layout)]
     copied = _run(fills, layout, prepared.source.root, folder, output, progress)
-    carried = _carry(reference.root, reference.files, folder)
-    _write(folder / "config.json", _config_bytes(prepared))
-    _write(folder / MANIFEST, manifest(prepared, layout))
+    carried = carry(reference, folder)
+    write_file(folder / "config.json", config_bytes(reference, prepared.written_config))
+    write_file(folder / MANIFEST, _record(prepared, layout))
     return copied, carried
 
 
@@ -205,31 +186,15 @@ def _run(
     )  # fmt: skip
 
 
-def _carry(root: Path | None, files: Sequence[str], folder: Path) -> tuple[str, ...]:
-    if root is None:
-        return ()
-    for name in files:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(root / name, target)
-        except OSError as error:
-            message = f"`{name}` cannot be carried along: {error.strerror}"
-            raise ConvertError(Diagnostic("MS724", message, where=str(root))) from None
-    return tuple(files)
-
-
-def _config_bytes(prepared: Prepared) -> bytes:
-    """config.json as it was, or in its dialect with what the user changed."""
-    reference = prepared.reference
-    if prepared.written_config == reference.config and reference.config_text is not None:
-        return reference.config_text.encode()
-    return write_config(prepared.written_config, like=reference.config_text)
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        message = f"`{path.name}` cannot be written: {error.strerror}"
-        raise ConvertError(Diagnostic("MS704", message, where=str(path.parent))) from None
+def _record(prepared: Prepared, layout: Layout) -> bytes:
+    plan = prepared.plan
+    return record(
+        prepared.table,
+        source={"kind": prepared.source.kind, "path": str(prepared.source.path.resolve())},
+        written=prepared.to,
+        sets=prepared.request.sets,
+        tensors={"read": len(plan.coverage.mapped), "written": len(layout.tensors)},
+        steps=plan.steps,
+        passthrough=dict(plan.coverage.passthrough),
+        ignored=dict(plan.coverage.ignored),
+    )

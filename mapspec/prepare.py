@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mapspec.beside import with_dtype
 from mapspec.bind import Choices, bind
 from mapspec.bridge import RunConfig, reference_from_run_config, run_config_for
 from mapspec.choose import apply_sets, choose_mapping, detect_flavours
@@ -79,7 +80,7 @@ class Prepared:
     @property
     def written_config(self) -> dict[str, Any]:
         """The config as it goes with the result: with the user's changes, and the dtype that `--dtype` asks for."""
-        return _with_dtype(self.config, self.request.dtype)
+        return with_dtype(self.config, self.request.dtype)
 
     def require(self) -> Prepared:
         """Itself, if nothing stands in the way.
@@ -130,18 +131,11 @@ def _run_config(request: Request, reference: Reference, config: Mapping[str, Any
     if not request.run_config:
         return RunConfig(None, "--no-run-config")
     try:
-        written = _with_dtype(config, request.dtype)
+        written = with_dtype(config, request.dtype)
         return run_config_for(written, where=reference.where, padded_vocab_size=request.padded_vocab_size)
     except SpecError as error:
         note = "run_config.yaml cannot be written without it; --no-run-config converts the weights alone"
         raise SpecError(d.with_note(note) for d in error.diagnostics) from None
-
-
-def _with_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
-    out = dict(config)
-    if dtype is not None:
-        out["torch_dtype" if "torch_dtype" in out and "dtype" not in out else "dtype"] = dtype
-    return out
 
 
 def _check_dtypes(request: Request) -> None:

@@ -440,6 +440,16 @@ def test_unknown_options(source: Path) -> None:
         prepare(Request(source, sets=["hidden_size"]))
 
 
+def test_padding_that_the_mapping_has_no_place_for(source: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "variant.yaml"
+    spec.write_text(
+        "apiVersion: mapspec/v1\nkind: Mapping\nmetadata:\n  name: variant\n  version: 1.0.0\nextends: nemotron_h@1\n"
+        "dims:\n  vocab:\n    pad: null\n"
+    )
+    with pytest.raises(SpecError, match="MS406 no dimension of this mapping can be padded"):
+        prepare(Request(source, spec=str(spec), padded_vocab_size=256))
+
+
 class Exploit:
     """Pickles to a call that leaves a trace."""
 

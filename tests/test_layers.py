@@ -32,6 +32,7 @@ LAYERS = (
     ("prove", "coverage", "ranks"),
     ("mapping",),
     ("plan", "lint"),
+    ("beside",),
     ("prepare",),
     ("convert", "verify", "inventory"),
     ("live",),

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mapspec.copy import first_difference
+from mapspec.beside import check_tie
 from mapspec.copying.pieces import Piece
 from mapspec.coverage import cover
 from mapspec.diagnostics import Diagnostic
-from mapspec.errors import ConvertError, PlanError
-from mapspec.fill import Part
+from mapspec.errors import PlanError
 from mapspec.io.hf_folder import HFCheckpoint, open_hf
 from mapspec.live.matching import Held, Live, match
 from mapspec.live.names import unwrap
@@ -28,7 +27,7 @@ from mapspec.live.transfer import Reader
 from mapspec.nogc import gc_paused
 from mapspec.plan import FLOATS, ValueStep
 from mapspec.table import Table
-from mapspec.tensors import box_shape, itemsize, numel, whole
+from mapspec.tensors import box_shape, itemsize, numel
 
 __all__ = ["LoadReport", "load"]
 
@@ -142,20 +141,11 @@ def _check_source(table: Table, hf: HFCheckpoint, *, strict: bool) -> None:
 
 
 def _check_ties(table: Table, hf: HFCheckpoint) -> None:
-    """A tied weight that the file holds twice is dropped only if the two are equal."""
     for name, partner in table.tied.items():
         pairs = zip(table.by_megatron[name].names("hf"), table.by_megatron[partner].names("hf"), strict=True)
         for copy, original in pairs:
-            if copy not in hf.tensors or original not in hf.tensors:
-                continue
-            a, b = hf.tensors[copy], hf.tensors[original]
-            box = whole(a.shape)
-            one, other = (Part(box, a, box),), (Part(box, b, box),)
-            same = a.shape == b.shape and a.dtype == b.dtype
-            if not same or first_difference(box, a.dtype, one, other, left_root=hf.root, right_root=hf.root, name=copy):
-                message = f"the config ties `{copy}` to `{original}`, but they differ"
-                help_ = "load both into an untied model with sets=['tie_word_embeddings=false']"
-                raise ConvertError(Diagnostic("MS723", message, where=str(hf.root), help=help_))
+            if copy in hf.tensors and original in hf.tensors:
+                check_tie(hf.tensors[copy], hf.tensors[original], hf.root)
 
 
 def _nbytes(piece: Piece) -> int:

@@ -1,0 +1,126 @@
+"""What stands beside the weights of an output: side files, config.json, the record of what was done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mapspec._version import __version__
+from mapspec.copying.compare import first_difference
+from mapspec.diagnostics import Diagnostic
+from mapspec.documents import bundled_folder
+from mapspec.errors import ConvertError
+from mapspec.fill import Part
+from mapspec.io.json_config import write_config
+from mapspec.plan import ValueStep
+from mapspec.sources import Reference
+from mapspec.table import Table
+from mapspec.tensors import StoredTensor, whole
+
+__all__ = ["FORMAT_VERSION", "carry", "check_tie", "config_bytes", "record", "with_dtype", "write_file"]
+
+FORMAT_VERSION = "1.0"
+
+
+def carry(reference: Reference, folder: Path) -> tuple[str, ...]:
+    """Copy the reference's side files into `folder`; their names.
+
+    Raises:
+        ConvertError: MS724 for a file that cannot be copied.
+    """
+    if reference.root is None:
+        return ()
+    for name in reference.files:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(reference.root / name, target)
+        except OSError as error:
+            message = f"`{name}` cannot be carried along: {error.strerror}"
+            raise ConvertError(Diagnostic("MS724", message, where=str(reference.root))) from None
+    return reference.files
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file.
+
+    Raises:
+        ConvertError: MS704.
+    """
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        message = f"`{path.name}` cannot be written: {error.strerror}"
+        raise ConvertError(Diagnostic("MS704", message, where=str(path.parent))) from None
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
+    """The config with its dtype changed, under the key that it uses."""
+    out = dict(config)
+    if dtype is not None:
+        out["torch_dtype" if "torch_dtype" in out and "dtype" not in out else "dtype"] = dtype
+    return out
+
+
+def config_bytes(reference: Reference, config: Mapping[str, Any]) -> bytes:
+    """config.json: the reference's own text, or its dialect where something was changed."""
+    if config == reference.config and reference.config_text is not None:
+        return reference.config_text.encode()
+    return write_config(dict(config), like=reference.config_text)
+
+
+def record(
+    table: Table, *, source: Mapping[str, Any], written: str, sets: Sequence[str], tensors: Mapping[str, int],
+    steps: Sequence[ValueStep], **more: Any,
+) -> bytes:  # fmt: skip
+    """Content of `mapspec.json`. Readers accept equal major parts of `format_version`.
+
+    Args:
+        table: what was applied.
+        source: where the values come from; `written`: the side that was made.
+        sets: changes to the config.
+        tensors: how many were read and written.
+        steps: everything that changed or checked values.
+        more: further entries.
+    """
+    bound = table.bound
+    document = bound.linked.top.document
+    metadata = document.model.metadata
+    mapping: dict[str, Any] = {"name": metadata.name, "version": metadata.version, "table_hash": table.hash}
+    if bundled_folder("mappings") not in document.path.parents:
+        mapping["path"] = str(document.path.resolve())
+    content = {
+        "format_version": FORMAT_VERSION,
+        "mapspec": __version__,
+        "mapping": mapping,
+        "included": [f"{s.id}: {s.spec.metadata.name}@{s.spec.metadata.version}" for s in bound.linked.scopes[1:]],
+        "source": dict(source),
+        "written": written,
+        "flavours": dict(bound.flavours),
+        "padded_vocab_size": bound.choices.padded_vocab_size,
+        "set": list(sets),
+        "tensors": dict(tensors),
+        "value_steps": [{"kind": s.kind, "detail": s.detail, "tensors": list(s.tensors)} for s in steps],
+        **more,
+    }
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def check_tie(copy: StoredTensor, original: StoredTensor, root: Path) -> None:
+    """Make sure that a tied weight that a folder holds twice is the same twice: tied is a claim of the config.
+
+    Raises:
+        ConvertError: MS723 where the two differ.
+    """
+    at: tuple[int, ...] | None = ()
+    if copy.shape == original.shape and copy.dtype == original.dtype:
+        box = whole(copy.shape)
+        one, other = (Part(box, copy, box),), (Part(box, original, box),)
+        at = first_difference(box, copy.dtype, one, other, left_root=root, right_root=root, name=copy.name)
+    if at is not None:
+        message = f"the config ties `{copy.name}` to `{original.name}`, but they differ at {list(at)}"
+        help_ = "keep both as they are with --set tie_word_embeddings=false"
+        raise ConvertError(Diagnostic("MS723", message, where=str(root), help=help_))
