@@ -123,7 +123,9 @@ def prepare(request: Request) -> Prepared:
     )
     if plan.findings:
         plan = replace(plan, findings=_with_advice(plan, linked, config, choices, source, surface))
-    run_config = _run_config(request, reference, config) if source.kind == "hf" else None
+    # What is wrong with the weights is said first; a config that no provider understands often comes with such.
+    wanted = source.kind == "hf" and not plan.findings
+    run_config = _run_config(request, reference, config) if wanted else None
     return Prepared(request, source, reference, config, table, proof, plan, run_config)
 
 

@@ -114,6 +114,28 @@ def test_two_layouts_of_the_same_weights_are_equal(source: Path, tmp_path: Path)
     assert "`decoder.layers.2.mlp.experts.experts.linear_fc1.weight` differs first at [3, 5, 0]" in finding.message
 
 
+def test_older_spellings_are_read(source: Path, tmp_path: Path) -> None:
+    """The singular `embedding` of some transformers releases, and the `final_layernorm` of GPT stacks."""
+    edit_tensors(lambda t: t.update({"backbone.embedding.weight": t.pop(EMBEDDING)}))(source)
+    convert(Request(source, flavours={"final_norm_name": "final_layernorm"}), Output(tmp_path / "megatron"))
+    keys = open_torch_dist(tmp_path / "megatron").tensors
+    assert "decoder.final_layernorm.weight" in keys
+    assert "decoder.final_norm.weight" not in keys
+    convert(Request(tmp_path / "megatron"), Output(tmp_path / "back"))
+    assert not verify(source, tmp_path / "back").findings
+
+
+def test_fp32_islands_stay_fp32(source: Path, tmp_path: Path) -> None:
+    """A_log and router weights that a checkpoint keeps in fp32 are not narrowed on either way."""
+    islands = ("backbone.layers.0.mixer.A_log", "backbone.layers.2.mixer.gate.weight")
+    edit_tensors(lambda t: t.update({name: t[name].float() + 1e-6 for name in islands}))(source)
+    done = convert(Request(source), Output(tmp_path / "megatron"))
+    assert done.prepared.plan.steps == ()
+    assert open_torch_dist(tmp_path / "megatron").tensors["decoder.layers.0.mixer.A_log"].dtype == "float32"
+    convert(Request(tmp_path / "megatron"), Output(tmp_path / "back"))
+    assert not verify(source, tmp_path / "back").findings
+
+
 def test_a_flavour_that_would_fit_is_named(source: Path, tmp_path: Path) -> None:
     convert(Request(source, flavours={"norms": "separate"}), Output(tmp_path / "megatron"))
     (tmp_path / "megatron/iter_0000000/mapspec.json").unlink()
@@ -376,6 +398,9 @@ BAD: dict[str, tuple[Callable[[Path], None], str, int, str]] = {
     "truncated": (truncate, "MS", 2, "model.safetensors"),
     "header-lies": (lie_about_size, "MS61", 2, "model.safetensors"),
     "empty-folder": (lambda f: [p.unlink() for p in f.iterdir()], "MS601", 2, "checkpoint"),  # type: ignore[dict-item,return-value]
+    "quantised": (
+        edit_tensors(lambda t: t.update({EXPERT: t[EXPERT].to(torch.float8_e4m3fn)})), "MS514", 1, "BF16 release",
+    ),
     "unknown-config-key": (edit_config(lambda c: c.update(moe_latent_sizes=3)), "MS4", 2, "moe_latent_sizes"),
 }  # fmt: skip
 
