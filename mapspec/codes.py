@@ -377,6 +377,11 @@ CODES: dict[str, Code] = {
         "A file that should travel along, such as the tokenizer, cannot be copied.",
         "Check the file's permissions and the room on the disk.",
     ),
+    "MS725": Code(
+        "torch-missing",
+        "Values change their dtype on the way, which torch does; plain copies need none.",
+        'Install it: pip install "mapspec[convert]".',
+    ),
     "MS750": Code(
         "no-live-model",
         "What was given is no model of Megatron-Core whose parameters could be filled or read.",

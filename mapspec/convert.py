@@ -6,10 +6,13 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from mapspec.beside import carry, check_tie, config_bytes, record, write_file
 from mapspec.copy import CopyReport, execute
+from mapspec.diagnostics import Diagnostic
+from mapspec.errors import ConvertError
 from mapspec.fill import Fill, Part
 from mapspec.io.layout import Layout, NewTensor
 from mapspec.io.safetensors_index import INDEX_FILE
@@ -83,6 +86,7 @@ def convert(request: Request, output: Output, progress: Progress | None = None) 
     """
     began = time.monotonic()
     prepared = prepare(request).require()
+    _check_packages(prepared)
     for copy, original in prepared.plan.equal:
         check_tie(copy, original, prepared.source.root)
     sources = [prepared.source.path, *([prepared.reference.root] if prepared.reference.root else [])]
@@ -90,6 +94,14 @@ def convert(request: Request, output: Output, progress: Progress | None = None) 
         write = _write_megatron if prepared.to == "megatron" else _write_hf
         copied, carried = write(prepared, output, folder, progress)
     return Converted(prepared, output.destination, copied, carried, time.monotonic() - began)
+
+
+def _check_packages(prepared: Prepared) -> None:
+    casts = [step for step in prepared.plan.steps if step.kind == "cast"]
+    if casts and find_spec("torch") is None:
+        help_ = 'pip install "mapspec[convert]", or leave --dtype and --cast out'
+        message = f"casting {casts[0].detail} is done by torch, which is not installed"
+        raise ConvertError(Diagnostic("MS725", message, where=str(prepared.source.path), help=help_))
 
 
 def _write_megatron(
