@@ -7,8 +7,9 @@ How pages are marked:
   `...` stands for anything, within a line or across lines, and runs of blanks are one blank. The folder holds the
   checkpoints of `FOLDERS`, and links to `mappings`, `providers` and `tests`.
 * ```yaml blocks with an `apiVersion` are linked, others are linked as variants of nemotron_h. Behind the word `yaml`,
-  `wrong=CODE` means that this finding must come out, `file=NAME` that the block is a file for the page's commands.
-* ```python blocks with `>>>` are doctests, run in the root of the repository.
+  `wrong=CODE` means that this finding must come out, `file=NAME` that the block is a file for the page's commands,
+  `provider` that the block is a variant of the provider spec.
+* ```python blocks with `>>>` are doctests, run in a folder like that of the commands; `...` stands for anything.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from mapspec.documents import read_mapping
 from mapspec.errors import MapspecError
 from mapspec.link import link
 from mapspec.mapping import compile_mapping
+from mapspec.provider.spec import read_provider
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fixtures_hf import write_tiny
@@ -91,6 +93,39 @@ def _saved_by_training(folder: Path) -> None:
     (folder / "iter_0000100" / "mapspec.json").unlink()
 
 
+def _odd(folder: Path) -> None:
+    _change_config(folder, mamba_gate=True)
+
+
+def _biased(folder: Path) -> None:
+    _change_config(folder, use_bias=True)
+
+
+def _converted(folder: Path) -> None:
+    source = folder.with_name("source")
+    folder.rename(source)
+    run("convert", str(source), str(folder))
+    shutil.rmtree(source)
+
+
+def _native_names(folder: Path) -> None:
+    _converted(folder)
+    megatron = folder.with_name("megatron")
+    folder.rename(megatron)
+    run("convert", str(megatron), str(folder), "--flavour", "names=native")
+    shutil.rmtree(megatron)
+
+
+def _swapped(folder: Path) -> None:
+    """Converted with k and v exchanged."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    k, v = (f"backbone.layers.2.mixer.{name}_proj.weight" for name in "kv")
+    tensors[k], tensors[v] = tensors[v], tensors[k]
+    save_file(tensors, path, metadata={"format": "pt"})
+    _converted(folder)
+
+
 def _acme(folder: Path) -> None:
     """The variant of docs/variant.md."""
     tensors = {}
@@ -129,7 +164,32 @@ FOLDERS: Mapping[str, Mapping[str, tuple[str, Callable[[Path], None] | None]]] =
         "tied": ("tied", None),
     },
     "docs/variant.md": {"acme-tiny": ("mtp1", _acme)},
+    "docs/providers.md": {"my-model": ("mtp1", None), "odd": ("moe", _odd), "biased": ("moe", _biased)},
+    "docs/live.md": {"my-model": ("mtp1", None)},
+    "docs/verify.md": {
+        "my-model": ("mtp1", None),
+        "my-megatron": ("mtp1", _converted),
+        "native-names": ("mtp1", _native_names),
+        "swapped": ("mtp1", _swapped),
+    },
 }
+
+
+@pytest.fixture
+def stage(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes the folder of a page, and goes there."""
+
+    def make(page: str) -> Path:
+        monkeypatch.chdir(tmp_path)
+        for link_name in ("mappings", "providers", "tests"):
+            (tmp_path / link_name).symlink_to(ROOT / link_name)
+        for folder, (variant, change) in FOLDERS.get(page, {}).items():
+            shutil.copytree(tiny(variant), tmp_path / folder)
+            if change is not None:
+                change(tmp_path / folder)
+        return tmp_path
+
+    return make
 
 
 # --- commands --------------------------------------------------------------------------------------------------
@@ -163,15 +223,9 @@ def says(expected: str, actual: str) -> bool:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console")])
 def test_commands_do_what_the_page_says(
-    page: str, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    page: str, stage: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for link_name in ("mappings", "providers", "tests"):
-        (tmp_path / link_name).symlink_to(ROOT / link_name)
-    for folder, (variant, change) in FOLDERS[page].items():
-        shutil.copytree(tiny(variant), tmp_path / folder)
-        if change is not None:
-            change(tmp_path / folder)
+    tmp_path = stage(page)
     for words, body in blocks(page, "yaml"):
         if words.startswith("file="):
             (tmp_path / words.removeprefix("file=")).write_text(body)
@@ -246,16 +300,30 @@ kind: Mapping
 metadata: {name: fragment, version: 1.0.0}
 extends: nemotron_h@1
 """
+_PROVIDER = """\
+apiVersion: mapspec/v1
+kind: Provider
+metadata:
+  name: fragment
+  version: 1.0.0
+  mapping: nemotron_h@1
+  megatron: {at_least: "0.17", below: "0.21", tested: ["0.19.2"]}
+extends: nemotron_h@1
+"""
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")])
 def test_yaml_is_what_the_language_allows(page: str, tmp_path: Path) -> None:
     for number, (words, body) in enumerate(blocks(page, "yaml")):
         path = tmp_path / f"{number}.yaml"
-        path.write_text(body if "apiVersion:" in body else _VARIANT + body)
+        provider = "provider" in words.split()
+        path.write_text(body if "apiVersion:" in body else (_PROVIDER if provider else _VARIANT) + body)
         wanted = {word.removeprefix("wrong=") for word in words.split() if word.startswith("wrong=")}
         try:
-            link(read_mapping(path))
+            if provider:
+                read_provider(path)
+            else:
+                link(read_mapping(path))
             found = set()
         except MapspecError as error:
             found = {diagnostic.code for diagnostic in error.diagnostics}
@@ -263,9 +331,10 @@ def test_yaml_is_what_the_language_allows(page: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
-def test_python_prints_what_the_page_says(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    found = doctest.testfile(str(ROOT / page), module_relative=False, encoding="utf-8")
+def test_python_prints_what_the_page_says(page: str, stage: Callable[[str], Path]) -> None:
+    stage(page)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    found = doctest.testfile(str(ROOT / page), module_relative=False, encoding="utf-8", optionflags=flags)
     assert found.attempted
     assert not found.failed
 
