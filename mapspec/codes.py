@@ -427,6 +427,11 @@ CODES: dict[str, Code] = {
         "A rank does not see the files that rank 0 has made for all to write into.",
         "Save to a file system that all ranks share.",
     ),
+    "MS759": Code(
+        "open-rule-on-live-model",
+        "A rule that ends in `**` takes what a checkpoint holds; nothing says how the ranks of a model hold it.",
+        "Write one rule per weight, or convert the checkpoint and load the result with Megatron-Core.",
+    ),
     "MS801": Code(
         "tensor-on-one-side",
         "One of the two checkpoints holds tensors that the other lacks.",

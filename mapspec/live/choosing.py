@@ -11,6 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from mapspec.bind import Bound, Choices, bind
+from mapspec.diagnostics import Diagnostic
+from mapspec.errors import SpecError
 from mapspec.link import Linked
 from mapspec.live.names import skeleton
 
@@ -32,9 +34,16 @@ def choose_for_model(
         tp_size: over how many ranks the vocabulary is cut.
 
     Raises:
-        SpecError: what binding finds.
+        SpecError: what binding finds; MS759 for a rule whose tensors only a checkpoint could name.
     """
     bound = bind(linked, config, choices)
+    for rule in bound.rules:
+        if rule.dims is None:
+            message = f"rule `{rule.key}` ends in `**`, so it does not say how ranks hold what it maps"
+            help_ = (
+                "write one rule per weight, with its shape; or convert the checkpoint and load that with Megatron-Core"
+            )
+            raise SpecError(Diagnostic("MS759", message, rule.span, help=help_))
     best = _fit(bound, shapes)
     for name, flavour in linked.flavours().items():
         if name in choices.flavours:
