@@ -54,7 +54,8 @@ class Form:
 
     def name(self, position: Mapping[str, int]) -> str:
         """Name of the tensor that holds that position."""
-        return self.pattern.fill(position) + self.suffix
+        pattern = self.pattern  # as `pattern.fill(position)`: names are made for every expert of every layer
+        return pattern.template % tuple([position[hole] for hole in pattern.occurrences]) + self.suffix
 
     def lead(self, position: Mapping[str, int]) -> Box:
         """Leading part of the box that the position has in the tensor."""
@@ -161,7 +162,7 @@ class Row:
 
     def names(self, surface: str) -> tuple[str, ...]:
         """Names of the tensors it is made of on a surface."""
-        return tuple(form.name(self.position) for form in self.forms.surfaces[surface])
+        return tuple([form.name(self.position) for form in self.forms.surfaces[surface]])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -234,9 +235,7 @@ class Table:
                 continue
             position = row.position
             for form in row.forms.surfaces[surface]:
-                # As `form.name(position)`, written out: this loop runs for every expert of every layer.
-                name = form.pattern.template % tuple([position[h] for h in form.pattern.occurrences]) + form.suffix
-                members.setdefault(name, []).append(Member(row, form))
+                members.setdefault(form.name(position), []).append(Member(row, form))
         return {
             name: TensorDecl(name, found[0].form.shape, found[0].row.rule.dtype, tuple(found))
             for name, found in members.items()
