@@ -140,7 +140,7 @@ def _missing_mount(table: Table, surface: str, key: tuple[str, str], decls: Sequ
     if mount.when is not None:
         notes = (Note(f"the config asks for it: `{mount.when}` holds", scope.span("mounts", key[1], "when")),)
         keys = _keys_behind(mount.when, scope.spec.values)
-    setting = " or ".join(f"--set {'.'.join((*scope.config, k))}=..." for k in sorted(keys)) or "--set KEY=VALUE"
+    setting = " or ".join(f"--set {'.'.join((*scope.configs[0], k))}=..." for k in sorted(keys)) or "--set KEY=VALUE"
     help_ = f"if the checkpoint is meant to be without it, say so: {setting} changes config.json for this run"
     return Diagnostic("MS511", message, scope.span("mounts", key[1], of_key=True), notes=notes, help=help_)
 

@@ -82,6 +82,9 @@ class _Verifier:
         for name, include in self.spec.include.items():
             if include.when is not None:
                 yield from self.expression(include.when, ("include", name, "when"))
+            yield from self.spelled(include.flavours, ("include", name))
+            for mount_name, remount in include.remount.items():
+                yield from self.spelled(remount.flavours, ("include", name, "remount", mount_name))
 
     # --- small parts -------------------------------------------------------------------------------------------
 
@@ -291,9 +294,13 @@ class _Verifier:
             message = f"`{cut[0]}` and `{cut[1]}` are both split; parallelism cuts one dimension of a weight"
             yield self.found("MS205", message, (*path, "shape"))
 
-    def spelled_twice(
-        self, flavours: Mapping[str, v1.Spelling | v1.MountSpelling], path: Path_
-    ) -> Iterator[Diagnostic]:
+    def spelled(self, flavours: Mapping[str, v1.Prefixes], path: Path_) -> Iterator[Diagnostic]:
+        """What is wrong with the choices that spell prefixes."""
+        for choice in flavours:
+            yield from self.known_choice(choice, (*path, "flavours", choice), of_key=True)
+        yield from self.spelled_twice(flavours, path)
+
+    def spelled_twice(self, flavours: Mapping[str, v1.Spelling | v1.Prefixes], path: Path_) -> Iterator[Diagnostic]:
         """Choices of two flavours that can be active together and spell the same name: none of them would win."""
         owner = {choice: name for name, flavour in self.spec.flavours.items() for choice in flavour.choices}
         first: dict[str, str] = {}
@@ -365,13 +372,14 @@ class _Verifier:
         for i, name in enumerate(mount.wildcards):
             yield from self.known(name, self.axes, "axis", (*path, "wildcards", i))
         prefixes: list[tuple[str, Path_]] = [(mount.megatron, (*path, "megatron")), (mount.hf, (*path, "hf"))]
+        if mount.stored is not None:
+            prefixes.append((mount.stored, (*path, "stored")))
         for choice, spelling in mount.flavours.items():
-            yield from self.known_choice(choice, (*path, "flavours", choice), of_key=True)
-            for key in ("megatron", "hf"):
+            for key in ("megatron", "hf", "stored"):
                 text = getattr(spelling, key)
                 if text is not None:
                     prefixes.append((text, (*path, "flavours", choice, key)))
-        yield from self.spelled_twice(mount.flavours, path)
+        yield from self.spelled(mount.flavours, path)
         counted: set[str] = set()
         for text, at in prefixes:
             for found in self.holes(text, mount.wildcards, at):
