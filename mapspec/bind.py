@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from mapspec.arrange import parse_arrangement, unroll
 from mapspec.axes import BoundAxis, Position, bind_axes, bind_axis, ravel
@@ -14,7 +15,7 @@ from mapspec.errors import SpecError
 from mapspec.expr import Expr, ExprError, MissingKeyError, parse_expr
 from mapspec.names import Pattern, join, parse_name
 from mapspec.schema import v1
-from mapspec.scope import Linked, Scope
+from mapspec.scope import Linked, Scope, spelled
 from mapspec.tensors import DTYPES
 from mapspec.text import Path_
 
@@ -102,6 +103,15 @@ def choose_flavours(linked: Linked, choices: Choices) -> dict[str, str]:
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """What the names at a mount begin with."""
+
+    megatron: Pattern
+    hf: Pattern
+    stored: Pattern
+
+
 class BoundScope:
     """Computes the names of one scope on demand, each once, and collects what cannot be computed."""
 
@@ -111,12 +121,14 @@ class BoundScope:
     ) -> None:  # fmt: skip
         self.scope = scope
         self.spec = scope.spec
+        self.all_flavours = flavours
         # Another scope's switches may have the names of this one's values and choices.
         self.flavours = {name: choice for name, choice in flavours.items() if name in scope.spec.flavours}
-        self.active = frozenset(self.flavours.values())
+        self.active = scope.active(flavours)
         self.choices = choices
         self.found = found
-        part = _part(config, scope.config)
+        self.config = next((path for path in scope.configs if _part(config, path) is not None), scope.configs[0])
+        part = _part(config, self.config)
         self.has_config = part is not None
         self.hf: Mapping[str, Any] = {} if part is None else part
         self.values: dict[str, Any] = {}
@@ -126,11 +138,12 @@ class BoundScope:
         if self.has_config:
             bind_axes(self)
         else:
-            key = ".".join(scope.config)
+            keys = [".".join(path) for path in scope.configs]
+            listed = f"no `{keys[0]}`" if len(keys) == 1 else "none of " + ", ".join(f"`{key}`" for key in keys)
             help_ = "is this the config of another model? an include that not every model has takes a `when`"
             notes = tuple(Note("included here", at) for at in reversed(scope.chain[:-1]))
             self.found.append(
-                Diagnostic("MS401", f"the config has no `{key}`", scope.config_span, notes=notes, help=help_)
+                Diagnostic("MS401", f"the config has {listed}", scope.config_span, notes=notes, help=help_)
             )
 
     # --- values ------------------------------------------------------------------------------------------------
@@ -204,7 +217,7 @@ class BoundScope:
             return parse_expr(text)(self.hf, self.lookup)
         except MissingKeyError as error:
             text, span = error.origin or (text, span)
-            keys = [".".join((*self.scope.config, key)) for key in error.keys]
+            keys = [".".join((*self.config, key)) for key in error.keys]
             listed = f"no `{keys[0]}`" if len(keys) == 1 else "none of " + ", ".join(f"`{key}`" for key in keys)
             help_ = f"add it to config.json, or wrap it in the spec: default(hf.{error.key}, ...)"
             hint = next((h for key in error.keys if (h := nearest(key, [str(k) for k in self.hf]))), None)
@@ -256,24 +269,26 @@ class BoundScope:
 
     # --- rules -------------------------------------------------------------------------------------------------
 
-    def mounts(self) -> Iterator[tuple[str, v1.Mount, Pattern, Pattern]]:
-        """Live mounts with their prefixes on both sides."""
+    def mounts(self) -> Iterator[tuple[str, v1.Mount, Prefixes]]:
+        """Live mounts with their prefixes."""
         for name, mount in self.spec.mounts.items():
             if not self.holds(mount.when, self.scope.span("mounts", name, "when")):
                 continue
-            moved = self.scope.remount.get(name, (None, None))
-            spelled = [s for choice, s in mount.flavours.items() if choice in self.active]
-            sides = []
-            for i, side in enumerate(("megatron", "hf")):
-                text = next((t for s in spelled if (t := getattr(s, side)) is not None), getattr(mount, side))
-                outer: Pattern = moved[i] or getattr(self.scope, side)
-                sides.append(join(outer, parse_name(text).named(mount.wildcards)))
-            yield name, mount, sides[0], sides[1]
+            megatron = self.mounted(name, mount, "megatron", spelled(mount, "megatron", self.active))
+            hf = self.mounted(name, mount, "hf", spelled(mount, "hf", self.active))
+            stored = spelled(mount, "stored", self.active)
+            in_files = megatron if stored is None else self.mounted(name, mount, "megatron", stored)
+            yield name, mount, Prefixes(megatron, hf, in_files)
 
-    def placed(self) -> Iterator[tuple[str, str, v1.Block, Pattern, Pattern, tuple[Position, ...]]]:
+    def mounted(self, name: str, mount: v1.Mount, side: Literal["megatron", "hf"], text: str | None) -> Pattern:
+        """A prefix of a mount within that of the scope."""
+        outer = self.scope.prefix(side, self.all_flavours, name)
+        return join(outer, parse_name(text or "").named(mount.wildcards))
+
+    def placed(self) -> Iterator[tuple[str, str, v1.Block, Prefixes, tuple[Position, ...]]]:
         """(mount, block name, block, prefixes, positions) of every live block at every live mount."""
-        for name, mount, megatron, hf in self.mounts():
-            positions = self.positions(name, mount, megatron, hf)
+        for name, mount, prefixes in self.mounts():
+            positions = self.positions(name, mount, prefixes)
             for block_name, block in self.spec.blocks.items():
                 if mount.kinds_of is not None:
                     kinds = {k for k, kind in self.spec.kinds.items() if block_name in kind.blocks}
@@ -282,11 +297,11 @@ class BoundScope:
                 else:
                     here = positions if block_name in mount.blocks else ()
                 if here and self.holds(block.when, self.scope.span("blocks", block_name, "when")):
-                    yield name, block_name, block, megatron, hf, here
+                    yield name, block_name, block, prefixes, here
 
-    def positions(self, name: str, mount: v1.Mount, megatron: Pattern, hf: Pattern) -> tuple[Position, ...]:
+    def positions(self, name: str, mount: v1.Mount, prefixes: Prefixes) -> tuple[Position, ...]:
         """The values of all axes of a mount, position by position."""
-        used = dict.fromkeys((*megatron.holes, *hf.holes))
+        used = dict.fromkeys((*prefixes.megatron.holes, *prefixes.hf.holes))
         raveled = {a: self.axes[a].ravel for a in used if self.axes[a].ravel is not None}
         base = list(dict.fromkeys(b for a in used for b in (raveled.get(a) or (a,))))
         if mount.kinds_of is not None and mount.kinds_of not in base:
@@ -313,35 +328,35 @@ class BoundScope:
         return tuple(out)
 
     def rules(self) -> Iterator[BoundRule]:
-        for mount, block_name, block, megatron, hf, positions in self.placed():
+        for mount, block_name, block, prefixes, positions in self.placed():
             for key, rule in block.tensors.items():
                 path = ("blocks", block_name, "tensors", key)
                 if self.holds(rule.when, self.scope.span(*path, "when")):
-                    bound = self.rule(mount, block_name, block, key, rule, megatron, hf, positions)
+                    bound = self.rule(mount, block_name, block, key, rule, prefixes, positions)
                     if bound is not None:
                         yield bound
 
     def rule(
         self, mount: str, block_name: str, block: v1.Block, key: str, rule: v1.Rule,
-        megatron: Pattern, hf: Pattern, positions: tuple[Position, ...],
+        prefixes: Prefixes, positions: tuple[Position, ...],
     ) -> BoundRule | None:  # fmt: skip
         path = ("blocks", block_name, "tensors", key)
-        spelled = [s for choice, s in rule.flavours.items() if choice in self.active]
-        name = next((s.megatron for s in spelled if s.megatron is not None), key)
-        hf_names = next((s.hf for s in spelled if s.hf is not None), rule.hf)
-        stored = next((s.stored for s in spelled if s.stored is not None), rule.stored) or name
+        spellings = [s for choice, s in rule.flavours.items() if choice in self.active]
+        name = next((s.megatron for s in spellings if s.megatron is not None), key)
+        hf_names = next((s.hf for s in spellings if s.hf is not None), rule.hf)
+        stored = next((s.stored for s in spellings if s.stored is not None), rule.stored) or name
         span = self.scope.span(*path, of_key=True)
         sides = {None: hf_names} if isinstance(hf_names, str) else dict(hf_names)
         hf_side = tuple(
             Side(
-                join(hf, parse_name(text).named(block.wildcards)),
+                join(prefixes.hf, parse_name(text).named(block.wildcards)),
                 segment,
                 self.scope.span(*path, "hf", *filter(None, [segment])),
             )
             for segment, text in sides.items()
         )
-        megatron_side = Side(join(megatron, parse_name(name).named(block.wildcards)), None, span)
-        stored_side = Side(join(megatron, parse_name(stored).named(block.wildcards)), None, span)
+        megatron_side = Side(join(prefixes.megatron, parse_name(name).named(block.wildcards)), None, span)
+        stored_side = Side(join(prefixes.stored, parse_name(stored).named(block.wildcards)), None, span)
         dims: list[BoundDim] | None = None
         if rule.shape is not None:
             dims = []
@@ -368,22 +383,26 @@ class BoundScope:
         )  # fmt: skip
 
     def objects(self) -> Iterator[BoundObjects]:
-        for _, block_name, block, megatron, _, positions in self.placed():
+        for _, block_name, block, prefixes, positions in self.placed():
             for i, objects in enumerate(block.objects):
                 if self.holds(objects.when, self.scope.span("blocks", block_name, "objects", i, "when")):
-                    names = tuple(join(megatron, parse_name(text)) for text in objects.names)
-                    each = None if objects.each is None else self.axes[objects.each]
+                    names = tuple(join(prefixes.stored, parse_name(text)) for text in objects.names)
+                    # Where torch_dist stacks the positions of the mount, it numbers their objects.
+                    stacked = [a for a in prefixes.megatron.holes if a not in prefixes.stored.holes]
+                    axis = objects.each or next(iter(stacked), None)
+                    each = None if axis is None else self.axes[axis]
                     yield BoundObjects(names, each, positions)
 
     def ties(self) -> Iterator[tuple[Pattern, Pattern, Span]]:
         for name, tie in self.spec.tied.items():
             if self.holds(tie.when, self.scope.span("tied", name, "when")):
-                prefix = self.scope.megatron
+                prefix = self.scope.prefix("megatron", self.all_flavours)
                 span = self.scope.span("tied", name, of_key=True)
                 yield join(prefix, parse_name(name)), join(prefix, parse_name(tie.to)), span
 
     def listed(self, section: str) -> Iterator[tuple[Pattern, str, Span]]:
-        prefix = self.scope.megatron if section == "ignore_megatron" else self.scope.hf
+        side: Literal["megatron", "hf"] = "megatron" if section == "ignore_megatron" else "hf"
+        prefix = self.scope.prefix(side, self.all_flavours)
         for name, reason in getattr(self.spec, section).items():
             yield join(prefix, parse_name(name)), reason, self.scope.span(section, name, of_key=True)
 

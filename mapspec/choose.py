@@ -64,13 +64,15 @@ def detect_flavours(linked: Linked, names: Iterable[str], chosen: Mapping[str, s
     """
     every = tuple(names)
     out = dict(chosen)
+    defaults = {name: flavour.default for name, flavour in linked.flavours().items()}
     for scope in linked.scopes:
         for name, flavour in scope.spec.flavours.items():
             if name in out:
                 continue
             hits: dict[str, str] = {}
             for choice, text in flavour.detect.items():
-                pattern = join(scope.hf, parse_name(text))
+                # The including spec comes first, so what spells the prefix is decided by now.
+                pattern = join(scope.prefix("hf", {**defaults, **out}), parse_name(text))
                 hit = next((n for n in every if pattern.match(n)), None)
                 if hit is not None:
                     hits[choice] = hit

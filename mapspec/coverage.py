@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from mapspec.bound import BoundRule
 from mapspec.collapse import collapse
 from mapspec.diagnostics import Diagnostic, Note, Span, nearest
 from mapspec.expr import parse_expr
@@ -62,7 +63,7 @@ def cover(table: Table, surface: str, tensors: Mapping[str, StoredTensor]) -> Co
     findings = [
         *_missing(table, surface, missing),
         *_extra(table, surface, extra, [decl.name for decl in missing]),
-        *_wrong_shape(surface, present),
+        *_wrong_shape(table, surface, present),
         *_wrong_dtype(surface, present),
     ]
     return Coverage(
@@ -140,7 +141,7 @@ def _missing_mount(table: Table, surface: str, key: tuple[str, str], decls: Sequ
     if mount.when is not None:
         notes = (Note(f"the config asks for it: `{mount.when}` holds", scope.span("mounts", key[1], "when")),)
         keys = _keys_behind(mount.when, scope.spec.values)
-    setting = " or ".join(f"--set {'.'.join((*scope.config, k))}=..." for k in sorted(keys)) or "--set KEY=VALUE"
+    setting = " or ".join(f"--set {'.'.join((*scope.configs[0], k))}=..." for k in sorted(keys)) or "--set KEY=VALUE"
     help_ = f"if the checkpoint is meant to be without it, say so: {setting} changes config.json for this run"
     return Diagnostic("MS511", message, scope.span("mounts", key[1], of_key=True), notes=notes, help=help_)
 
@@ -182,21 +183,57 @@ def _extra(table: Table, surface: str, extra: Sequence[str], missing: Sequence[s
         f"map them with a rule, or list them under {section} with a reason; a variant that `extends` this one may do so"
     )
     span = top.span("blocks", of_key=True) if top.spec.blocks else top.span()
-    yield Diagnostic("MS512", message, span, hint=hint, help=help_)
+    yield Diagnostic("MS512", message, span, hint=hint, help=help_, notes=tuple(_switched_off(table, surface, extra)))
 
 
-def _wrong_shape(surface: str, present: Iterable[tuple[TensorDecl, StoredTensor]]) -> Iterator[Diagnostic]:
+def _switched_off(table: Table, surface: str, extra: Sequence[str]) -> Iterator[Note]:
+    """Parts of the spec that would take some of the tensors, had the config not switched them off."""
+    live = {rule.scope for rule in table.bound.rules}
+    for scope in table.bound.linked.scopes:
+        prefix = str(scope.prefix("hf" if surface == "hf" else "megatron", table.bound.flavours))
+        if scope.id in live or not prefix or not scope.conditions or not any(n.startswith(f"{prefix}.") for n in extra):
+            continue
+        _, condition, span = scope.conditions[-1]
+        yield Note(f"names below `{prefix}` are those of include `{scope.id}`, if only `{condition.text}` held", span)
+
+
+def _wrong_shape(
+    table: Table, surface: str, present: Iterable[tuple[TensorDecl, StoredTensor]]
+) -> Iterator[Diagnostic]:
     groups: dict[tuple[Span, tuple[int, ...], tuple[int, ...]], list[str]] = {}
+    rules: dict[Span, BoundRule] = {}
     for decl, tensor in present:
         if decl.shape != tensor.shape:
-            key = (decl.members[0].row.rule.span, decl.shape, tensor.shape)
+            rule = decl.members[0].row.rule
+            key = (rule.span, decl.shape, tensor.shape)
+            rules[rule.span] = rule
             groups.setdefault(key, []).append(decl.name)
     for (span, expected, actual), names in groups.items():
         message = (
             f"{_listing(names)}: shape {list(actual)} in the checkpoint, {list(expected)} by the spec and the config"
         )
         help_ = "config.json and the tensors do not belong together, or the rule's `shape` is wrong"
-        yield Diagnostic("MS513", message, span, help=help_)
+        notes = _sizes_from(table, rules[span], expected, actual)
+        yield Diagnostic("MS513", message, span, help=help_, notes=tuple(notes))
+
+
+def _sizes_from(table: Table, rule: BoundRule, expected: Sequence[int], actual: Sequence[int]) -> Iterator[Note]:
+    """Which keys of the config decide the sizes that differ."""
+    scope = next(s for s in table.bound.linked.scopes if s.id == rule.scope)
+    dims = rule.dims or ()
+    if len(expected) != len(actual) or len(expected) != len(dims):
+        return
+    for dim, promised, found in zip(dims, expected, actual, strict=True):
+        declared = scope.spec.dims.get(dim.name)
+        if promised == found or declared is None or declared.size is None:
+            continue
+        keys = sorted(_keys_behind(declared.size, scope.spec.values))
+        if keys:
+            listed = ", ".join(f"`{'.'.join((*scope.configs[0], key))}`" for key in keys)
+            message = (
+                f"`{dim.name}` is {promised} by {listed} or their defaults (--set changes config.json for this run)"
+            )
+            yield Note(message, scope.span("dims", dim.name, "size"))
 
 
 def _wrong_dtype(surface: str, present: Iterable[tuple[TensorDecl, StoredTensor]]) -> Iterator[Diagnostic]:

@@ -297,7 +297,7 @@ class _Evaluator:
                 return left * right
             if right == 0 or left % right:
                 raise ExprError(f"{text}: it does not divide evenly", node.col_offset)
-            return left // right
+            return int(left // right)
         except OverflowError:
             raise ExprError(f"{text}: the numbers are too large", node.col_offset) from None
 

@@ -14,7 +14,7 @@ from mapspec.diagnostics import Diagnostic, Note, Span, nearest
 from mapspec.documents import Document, PartlyReadError, check_major, find_spec, read_mapping
 from mapspec.errors import SpecError
 from mapspec.expr import Expr, ExprError, parse_expr
-from mapspec.names import NameSyntaxError, Pattern, join, parse_name
+from mapspec.names import NameSyntaxError, parse_name
 from mapspec.schema import v1
 from mapspec.scope import Linked, Scope
 from mapspec.text import Path_
@@ -109,10 +109,8 @@ def _child(scope: Scope, name: str, include: v1.Include, document: Document[v1.M
             condition = ((scope, parse_expr(include.when), span),)
         except ExprError:
             pass  # `verify_names` says so
-    megatron = _prefix(scope, include.megatron, (*at, "megatron"), found)
-    hf = _prefix(scope, include.hf, (*at, "hf"), found)
-    remount: dict[str, tuple[Pattern | None, Pattern | None]] = {}
-    for mount, spelling in include.remount.items():
+    _prefixes(scope, include, at, found)
+    for mount, remount in include.remount.items():
         path = (*at, "remount", mount)
         known = document.model.mounts
         if mount not in known:
@@ -121,41 +119,39 @@ def _child(scope: Scope, name: str, include: v1.Include, document: Document[v1.M
             found.append(
                 Diagnostic("MS304", message, scope.span(*path, of_key=True), hint=nearest(mount, known), help=help_)
             )
-        remount[mount] = (
-            None if spelling.megatron is None else _prefix(scope, spelling.megatron, (*path, "megatron"), found),
-            None if spelling.hf is None else _prefix(scope, spelling.hf, (*path, "hf"), found),
-        )
-    head, *part = include.config.split(".")
-    if head != "hf" or not all(key.isidentifier() for key in part):
-        span = scope.span(*at, "config")
-        found.append(
-            Diagnostic("MS104", f"`{include.config}` is no part of the config", span, help="for example hf.llm_config")
-        )
+        _prefixes(scope, remount, path, found)
+    parts = []
+    for config in include.config:
+        head, *part = config.split(".")
+        parts.append(tuple(part))
+        if head != "hf" or not all(key.isidentifier() for key in part):
+            span = scope.span(*at, "config")
+            message = f"`{config}` is no part of the config"
+            found.append(Diagnostic("MS104", message, span, help="for example hf.llm_config"))
     if found:
         raise SpecError(found)
     return Scope(
         id=f"{scope.id}.{name}".lstrip("."),
         document=document,
-        config=(*scope.config, *part),
-        config_span=scope.span(*at, "config") if part else scope.config_span,
-        megatron=megatron,
-        hf=hf,
-        remount=remount,
+        configs=tuple((*outer, *part) for outer in scope.configs for part in parts),
+        config_span=scope.span(*at, "config") if any(parts) else scope.config_span,
+        parent=scope,
+        include=include,
         conditions=(*scope.conditions, *condition),
     )
 
 
-def _prefix(scope: Scope, text: str, path: Path_, found: list[Diagnostic]) -> Pattern:
-    """The full prefix of an included scope; it is a plain name, because axes belong to the scopes themselves."""
-    side = scope.megatron if path[-1] == "megatron" else scope.hf
-    try:
-        pattern = parse_name(text)
-        if pattern.occurrences:
-            raise NameSyntaxError("the prefix of an include has no holes", 0)
-    except NameSyntaxError as error:
-        found.append(Diagnostic("MS201", f"name `{text}`: {error}", scope.span(*path)))
-        return side
-    return join(side, pattern)
+def _prefixes(scope: Scope, part: v1.Include | v1.Remount, at: Path_, found: list[Diagnostic]) -> None:
+    """What is wrong with the prefixes of an include: they are plain names, because axes belong to the scopes."""
+    spellings = [(part, at), *((s, (*at, "flavours", choice)) for choice, s in part.flavours.items())]
+    for spelling, path in spellings:
+        for side in ("megatron", "hf"):
+            text = getattr(spelling, side)
+            try:
+                if text is not None and parse_name(text).occurrences:
+                    raise NameSyntaxError("the prefix of an include has no holes", 0)
+            except NameSyntaxError as error:
+                found.append(Diagnostic("MS201", f"name `{text}`: {error}", scope.span(*path, side)))
 
 
 def _flavour_conflicts(scopes: tuple[Scope, ...]) -> Iterator[Diagnostic]:

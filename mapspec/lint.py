@@ -138,6 +138,10 @@ def _unused(scope: Scope) -> Iterator[Diagnostic]:
     shapes = {d for rule in rules for d in rule.shape or ()}
     roles = {rule.role for rule in rules}
     spelled = {c for rule in rules for c in rule.flavours} | {c for m in spec.mounts.values() for c in m.flavours}
+    for include in spec.include.values():
+        spelled |= {
+            c for flavours in (include.flavours, *(r.flavours for r in include.remount.values())) for c in flavours
+        }
     switches = {name for name, flavour in spec.flavours.items() if spelled & set(flavour.choices)}
     by_kind = any(mount.kinds_of for mount in spec.mounts.values())
     groups = (

@@ -82,6 +82,9 @@ class _Verifier:
         for name, include in self.spec.include.items():
             if include.when is not None:
                 yield from self.expression(include.when, ("include", name, "when"))
+            yield from self.spelled(include.flavours, ("include", name))
+            for mount_name, remount in include.remount.items():
+                yield from self.spelled(remount.flavours, ("include", name, "remount", mount_name))
 
     # --- small parts -------------------------------------------------------------------------------------------
 
@@ -291,9 +294,13 @@ class _Verifier:
             message = f"`{cut[0]}` and `{cut[1]}` are both split; parallelism cuts one dimension of a weight"
             yield self.found("MS205", message, (*path, "shape"))
 
-    def spelled_twice(
-        self, flavours: Mapping[str, v1.Spelling | v1.MountSpelling], path: Path_
-    ) -> Iterator[Diagnostic]:
+    def spelled(self, flavours: Mapping[str, v1.Prefixes], path: Path_) -> Iterator[Diagnostic]:
+        """What is wrong with the choices that spell prefixes."""
+        for choice in flavours:
+            yield from self.known_choice(choice, (*path, "flavours", choice), of_key=True)
+        yield from self.spelled_twice(flavours, path)
+
+    def spelled_twice(self, flavours: Mapping[str, v1.Spelling | v1.Prefixes], path: Path_) -> Iterator[Diagnostic]:
         """Choices of two flavours that can be active together and spell the same name: none of them would win."""
         owner = {choice: name for name, flavour in self.spec.flavours.items() for choice in flavour.choices}
         first: dict[str, str] = {}
@@ -365,13 +372,15 @@ class _Verifier:
         for i, name in enumerate(mount.wildcards):
             yield from self.known(name, self.axes, "axis", (*path, "wildcards", i))
         prefixes: list[tuple[str, Path_]] = [(mount.megatron, (*path, "megatron")), (mount.hf, (*path, "hf"))]
+        if mount.stored is not None:
+            prefixes.append((mount.stored, (*path, "stored")))
         for choice, spelling in mount.flavours.items():
-            yield from self.known_choice(choice, (*path, "flavours", choice), of_key=True)
-            for key in ("megatron", "hf"):
+            for key in ("megatron", "hf", "stored"):
                 text = getattr(spelling, key)
                 if text is not None:
                     prefixes.append((text, (*path, "flavours", choice, key)))
-        yield from self.spelled_twice(mount.flavours, path)
+        yield from self.spelled(mount.flavours, path)
+        yield from self.stored_holes(prefixes, path)
         counted: set[str] = set()
         for text, at in prefixes:
             for found in self.holes(text, mount.wildcards, at):
@@ -390,15 +399,31 @@ class _Verifier:
                 message = f"`{name}` is in neither prefix of mount `{path[-1]}`, so there is nothing to pin"
                 yield self.found("MS205", message, (*path, "pin", name), of_key=True)
 
+    def stored_holes(self, prefixes: Iterable[tuple[str, Path_]], path: Path_) -> Iterator[Diagnostic]:
+        """Axes that a prefix in torch_dist counts and no Megatron prefix does: nothing would be their position."""
+        written: dict[str, list[tuple[Pattern, Path_]]] = {}
+        for text, at in prefixes:
+            found = (p for p in self.pattern(text, at) if isinstance(p, Pattern))
+            written.setdefault(str(at[-1]), []).extend((pattern, at) for pattern in found)
+        known = {hole for pattern, _ in written.get("megatron", ()) for hole in pattern.holes}
+        for pattern, at in written.get("stored", ()):
+            for hole in pattern.holes:
+                if hole not in known:
+                    message = f"`stored` counts `{hole}`, which the Megatron prefix of mount `{path[-1]}` does not"
+                    yield self.found("MS205", message, at)
+
     def holes_missing(self, mount: v1.Mount, path: Path_) -> Iterator[Diagnostic]:
         """Positions of a mount that would all get one name: an axis that is counted, and no hole that tells it."""
         told: dict[str, set[str]] = {}
-        for side, text in (("megatron", mount.megatron), ("hf", mount.hf)):
+        stored = mount.megatron if mount.stored is None else mount.stored
+        for side, text in (("megatron", mount.megatron), ("hf", mount.hf), ("stored", stored)):
             holes = parse_name(text).named(mount.wildcards).holes
             told[side] = {part for hole in holes for part in self.spec.axes[hole].ravel or (hole,)}
-        # On the Hugging Face side a tensor may hold all positions; of layers of different kinds it cannot.
+        # In files a tensor may hold all positions; of layers of different kinds it cannot.
         by_kind = {mount.kinds_of} if mount.kinds_of else set()
-        for side, needed in (("megatron", by_kind | told["megatron"] | told["hf"]), ("hf", by_kind)):
+        sides = [("megatron", by_kind | told["megatron"] | told["hf"]), ("hf", by_kind)]
+        sides += [("stored", by_kind)] if mount.stored is not None else []
+        for side, needed in sides:
             for axis in sorted(needed - told[side] - set(mount.pin)):
                 text = getattr(mount, side)
                 message = f"the prefix `{text}` has no `{{{axis}}}`, so all positions of `{axis}` get the same names"

@@ -254,6 +254,36 @@ def test_a_missing_part_of_the_config_is_one_finding(tmp_path: Path) -> None:
     assert finding.span.path == str(path)
 
 
+def test_the_first_part_of_the_config_that_is_there_counts(tmp_path: Path) -> None:
+    text = WRAPPER.replace("hf.llm_config\n", "[hf.text_config, hf.llm_config]\n")
+    outer = table(write(tmp_path, "wrapper", text), OUTER)
+    assert outer.hash == table(write(tmp_path, "plain", WRAPPER), OUTER).hash
+    path = write(tmp_path, "neither", WRAPPER.replace("hf.llm_config\n", "[hf.text_config, hf.words]\n"))
+    [finding] = found(path, OUTER)
+    assert (finding.code, finding.message) == ("MS401", "the config has none of `text_config`, `words`")
+
+
+def test_prefixes_of_an_include_follow_the_flavours_of_the_including_mapping(tmp_path: Path) -> None:
+    text = WRAPPER.replace(
+        "    remount:", "    flavours: {wide: {megatron: whole.language_model, hf: lm}}\n    remount:"
+    )
+    text = text.replace('mtp_layers: {hf: ""}', 'mtp_layers: {hf: "", flavours: {wide: {hf: lm.extra}}}')
+    text += "flavours:\n  width: {about: another switch, choices: [slim, wide], default: slim}\n"
+    linked = link(read_mapping(write(tmp_path, "wrapper", text)))
+    assert build_table(bind(linked, OUTER)).hash == table(write(tmp_path, "plain", WRAPPER), OUTER).hash
+    made = build_table(bind(linked, OUTER, Choices({"width": "wide"})))
+    names = set(made.inventory("hf"))
+    assert "lm.backbone.layers.0.mixer.in_proj.weight" in names
+    assert "lm.extra.mtp.layers.0.norm.weight" in names
+    assert "mtp.layers.0.eh_proj.weight" in names
+    assert not any(name.startswith("language_model.") for name in names)
+    assert all(row.megatron.startswith("whole.language_model.") for row in made.rows if "projector" not in row.megatron)
+    # A prefix that is chosen by the user is the one below which marks are looked for.
+    marks = ["lm.model.layers.0.norm.weight"]
+    assert detect_flavours(linked, marks, {"width": "wide"}) == {"width": "wide", "names": "native"}
+    assert detect_flavours(linked, marks, {}) == {}
+
+
 def test_findings_within_an_include_name_the_including_line(tmp_path: Path) -> None:
     values = {**OUTER, "llm_config": {**OUTER["llm_config"], "hybrid_override_pattern": "MX"}}
     path = write(tmp_path, "wrapper", WRAPPER)

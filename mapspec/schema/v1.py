@@ -23,6 +23,8 @@ __all__ = [
     "Mount",
     "MountSpelling",
     "Objects",
+    "Prefixes",
+    "Remount",
     "Role",
     "Rule",
     "Spelling",
@@ -54,6 +56,13 @@ def _position(value: Any) -> Any:
 
 Place = Annotated[
     Any, BeforeValidator(_position, json_schema_input_type=Literal["first", "last"] | Annotated[int, Field(ge=0)])
+]
+Parts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | tuple[str, ...]
+    ),
+    Field(min_length=1),
 ]
 # Named, because messages say in words what each asks for.
 IDENTIFIER = r"^[A-Za-z][A-Za-z0-9_]*$"
@@ -240,11 +249,17 @@ class Kind(Model):
     blocks: tuple[Identifier, ...] = Field(min_length=1, description="Blocks that a layer of this kind consists of.")
 
 
-class MountSpelling(Model):
-    """Other prefixes of a mount under a flavour; what is not given stays."""
+class Prefixes(Model):
+    """Other prefixes, under a flavour or of a single mount; what is not given stays."""
 
     megatron: NamePattern | None = Field(None, description="Other prefix on the Megatron side.")
     hf: NamePattern | None = Field(None, description="Other prefix on the Hugging Face side.")
+
+
+class MountSpelling(Prefixes):
+    """Other prefixes of a mount under a flavour; what is not given stays."""
+
+    stored: NamePattern | None = Field(None, description="Other prefix in torch_dist.")
 
 
 class Mount(Model):
@@ -252,6 +267,11 @@ class Mount(Model):
 
     megatron: NamePattern = Field("", description="Prefix on the Megatron side.")
     hf: NamePattern = Field("", description="Prefix on the Hugging Face side.")
+    stored: NamePattern | None = Field(
+        None,
+        description="Prefix in torch_dist, where it differs from the Megatron prefix: "
+        "one without the hole of an axis stacks its positions.",
+    )
     blocks: tuple[Identifier, ...] = Field((), description="Blocks mounted at every position.")
     kinds_of: Identifier | None = Field(None, description="Patterned axis whose kinds choose the blocks.")
     pin: dict[Identifier, Place] = Field(
@@ -265,15 +285,30 @@ class Mount(Model):
     wildcards: tuple[Identifier, ...] = Field((), description="Axes that `*` stands for in the prefixes.")
 
 
+class Remount(Prefixes):
+    """Where a mount of an included mapping lives instead."""
+
+    flavours: dict[Identifier, Prefixes] = Field(
+        default_factory=dict, description="Choice of a flavour of this mapping -> other prefixes under it."
+    )
+
+
 class Include(Model):
     """Another mapping mounted under a prefix on both sides, bound to a part of the config."""
 
     mapping: Reference = Field(description="`NAME@MAJOR`, by name or by path relative to this file.")
-    config: str = Field("hf", description="What `hf` means inside: `hf`, or a part of it such as `hf.llm_config`.")
+    config: Parts = Field(
+        ("hf",),
+        description="What `hf` means inside: `hf`, or a part of it such as `hf.llm_config`; "
+        "of a list, the first that the config has.",
+    )
     megatron: NamePattern = Field("", description="Prefix on the Megatron side.")
     hf: NamePattern = Field("", description="Prefix on the Hugging Face side.")
-    remount: dict[Identifier, MountSpelling] = Field(
+    remount: dict[Identifier, Remount] = Field(
         default_factory=dict, description="Mounts of the included mapping that get another prefix than the rest."
+    )
+    flavours: dict[Identifier, Prefixes] = Field(
+        default_factory=dict, description="Choice of a flavour of this mapping -> other prefixes under it."
     )
     when: Expression | None = Field(None, description="It exists only where this holds.")
 
