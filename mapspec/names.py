@@ -1,7 +1,8 @@
-"""Names of tensors with holes: parse, fill, match, and tell whether two patterns can meet.
+"""Names of tensors with holes: parse, fill and match.
 
 `layers.{layer}.weight` has a hole for an index; `{**rest}` at the end stands for any remaining dotted path.
-`*` and `**`, as users of Megatron-Bridge write them, are read as unnamed holes; `mapspec fmt` names them.
+`*` and `**`, as users of Megatron-Bridge write them, are read as unnamed holes; `wildcards` says
+which axes they stand for.
 Patterns are anchored at both ends. A hole matches decimal digits without leading zeros, and something other than
 digits stands between two holes, so filling and matching are exact inverses.
 """
@@ -9,7 +10,7 @@ digits stands between two holes, so filling and matching are exact inverses.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -114,10 +115,6 @@ class Pattern:
         """The pattern with its `*` named after the axes that they stand for, first to last."""
         return self.rename(dict(zip(self.unnamed, axes, strict=False)))
 
-    def meets(self, other: Pattern) -> bool:
-        """Whether some name fits both patterns (holes taken as unbounded)."""
-        return _meet(_symbols(self), _symbols(other))
-
 
 def parse_name(text: str) -> Pattern:
     """Read a name pattern.
@@ -170,57 +167,3 @@ def join(prefix: Pattern, name: Pattern) -> Pattern:
         else:
             merged.append(part)
     return Pattern(tuple(merged))
-
-
-# --- do two patterns meet? -------------------------------------------------------------------------------------
-# A pattern is a string over characters, where a hole is "one or more digits" and a rest hole "one or more of
-# anything". Two such strings have a common name iff a walk over pairs of positions reaches both ends.
-
-_DIGITS, _ANY = "\0digits", "\0any"
-
-
-def _symbols(pattern: Pattern) -> tuple[str, ...]:
-    out: list[str] = []
-    for part in pattern.parts:
-        if isinstance(part, str):
-            out.extend(part)
-        else:
-            out.append(_ANY if part.rest else _DIGITS)
-    return tuple(out)
-
-
-def _common(a: str, b: str) -> bool:
-    """Whether some single character fits both symbols."""
-    if a == b or _ANY in (a, b):
-        return True
-    if _DIGITS in (a, b):
-        other = b if a == _DIGITS else a
-        return other in "0123456789"
-    return False
-
-
-def _meet(left: Sequence[str], right: Sequence[str]) -> bool:
-    seen: set[tuple[int, int, bool, bool]] = set()
-    # i, j: next symbol; li, rj: whether the symbol before was a repeating one that may go on.
-    stack = [(0, 0, False, False)]
-    while stack:
-        state = stack.pop()
-        if state in seen:
-            continue
-        seen.add(state)
-        i, j, more_left, more_right = state
-        if i == len(left) and j == len(right):
-            return True
-        for a, next_i in _choices(left, i, more_left):
-            for b, next_j in _choices(right, j, more_right):
-                if _common(a, b):
-                    stack.append((next_i, next_j, a in (_DIGITS, _ANY), b in (_DIGITS, _ANY)))
-    return False
-
-
-def _choices(symbols: Sequence[str], i: int, more: bool) -> Iterator[tuple[str, int]]:
-    """Symbols that may take the next character: the one at `i`, or the repeating one before it once more."""
-    if i < len(symbols):
-        yield symbols[i], i + 1
-    if more:
-        yield symbols[i - 1], i

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mapspec.coverage import Coverage, cover, side_name
+from mapspec.coverage import Coverage, cover
 from mapspec.diagnostics import Diagnostic
 from mapspec.fill import Fill, Part
 from mapspec.io.layout import Layout, NewTensor
@@ -224,8 +224,3 @@ def _merge(steps: list[ValueStep]) -> tuple[ValueStep, ...]:
     for step in steps:
         merged.setdefault((step.kind, step.detail), []).extend(step.tensors)
     return tuple(ValueStep(kind, tuple(names), detail) for (kind, detail), names in merged.items())
-
-
-def direction(plan: Plan) -> str:
-    """`Hugging Face -> torch_dist` or the other way round."""
-    return f"{side_name(plan.source_surface)} -> {side_name(plan.target_surface)}"

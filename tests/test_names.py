@@ -1,9 +1,6 @@
-"""Names: filling and matching are inverses, and `meets` says whether two patterns have a name in common."""
+"""Names: filling and matching are inverses."""
 
 from __future__ import annotations
-
-import itertools
-import re
 
 import pytest
 from hypothesis import given
@@ -52,51 +49,6 @@ def test_what_matches_is_filled_from_its_captures(pattern: Pattern, name: str) -
     assert pattern.match(name) == (captured is not None)
     if captured is not None:
         assert pattern.fill(captured) == name
-
-
-SMALL = st.lists(st.sampled_from(["a", "1", ".", "{i}", "{j}"]), max_size=4).map("".join)
-
-
-@given(SMALL, SMALL, st.booleans(), st.booleans())
-def test_meets_agrees_with_trying_all_short_names(left: str, right: str, left_rest: bool, right_rest: bool) -> None:
-    try:
-        one = parse_name(left + (".**" if left_rest else ""))
-        two = parse_name(right + (".**" if right_rest else ""))
-    except NameSyntaxError:
-        return
-    # `meets` takes every hole for digits of its own: equal holes may differ, and leading zeros count.
-    every = [
-        re.compile("".join(re.escape(p) if isinstance(p, str) else ".+" if p.rest else "[0-9]+" for p in side.parts))
-        for side in (one, two)
-    ]
-    alphabet = "a1.0"
-    longest = 6
-    names = ("".join(n) for size in range(longest + 1) for n in itertools.product(alphabet, repeat=size))
-    found = any(all(regex.fullmatch(name) for regex in every) for name in names)
-    if found:
-        assert one.meets(two)
-        assert two.meets(one)
-    elif not one.meets(two):
-        assert not two.meets(one)
-    else:
-        # A common name that is longer than those tried needs more than one character per part.
-        assert sum(len(p) if isinstance(p, str) else 1 for p in (*one.parts, *two.parts)) > longest
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "expected"),
-    [
-        ("layers.{i}.weight", "layers.0.weight", True),
-        ("layers.{i}.weight", "layers.{j}.bias", False),
-        ("layers.**", "layers.{i}.weight", True),
-        ("**", "a", True),
-        ("weight{i}", "weight1{j}", True),
-        ("a.{i}", "a.b", False),
-        ("a.**", "a", False),
-    ],
-)
-def test_meets(left: str, right: str, expected: bool) -> None:
-    assert parse_name(left).meets(parse_name(right)) is expected
 
 
 @pytest.mark.parametrize(
