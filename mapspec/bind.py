@@ -262,7 +262,7 @@ class BoundScope:
                 message = f"the padded vocabulary of {padded} is smaller than the vocabulary of {size}"
                 self.report("MS406", message, span)
         if dim.segments is None:
-            return BoundDim(name, size, {"": size}, ("",), dim.split, padded=padded)
+            return BoundDim(name, size, {"": size}, ("",), dim.split, pads=dim.pad is not None, padded=padded)
         return BoundDim(
             name, size, self.sizes(name, dim), self.order(name, dim), dim.split, dim.split_by, dim.stored_by
         )

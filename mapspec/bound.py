@@ -32,7 +32,10 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class BoundDim:
-    """A dimension with its size. `order` lists the segments as they lie on the Megatron side, `("",)` if not fused."""
+    """A dimension with its size. `order` lists the segments as they lie on the Megatron side, `("",)` if not fused.
+
+    `pads`: the Megatron side may be longer; `padded`: its rows there, where it is.
+    """
 
     name: str
     size: int
@@ -41,6 +44,7 @@ class BoundDim:
     split: str | None = None
     split_by: str = "whole"
     stored_by: str = "whole"
+    pads: bool = False
     padded: int | None = None
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mapspec.bound import BoundRule
@@ -11,7 +11,7 @@ from mapspec.diagnostics import Diagnostic, Note, Span, nearest
 from mapspec.expr import parse_expr
 from mapspec.names import Pattern
 from mapspec.table import Table, TensorDecl
-from mapspec.tensors import StoredTensor
+from mapspec.tensors import FLOATS, StoredTensor
 
 __all__ = ["Coverage", "cover"]
 
@@ -36,13 +36,16 @@ class Coverage:
     findings: tuple[Diagnostic, ...]
 
 
-def cover(table: Table, surface: str, tensors: Mapping[str, StoredTensor]) -> Coverage:
+def cover(
+    table: Table, surface: str, tensors: Mapping[str, StoredTensor], *, cast_roles: Collection[str] = ()
+) -> Coverage:
     """Account for every tensor of a checkpoint.
 
     Args:
         table: what the spec says for this config.
         surface: `hf` or `stored`.
         tensors: what the checkpoint holds.
+        cast_roles: roles whose floating tensors will be cast, so that their dtype here does not matter.
     """
     expected = table.inventory(surface)
     tied = _tied_copies(table) if surface == "hf" else frozenset[str]()
@@ -64,7 +67,7 @@ def cover(table: Table, surface: str, tensors: Mapping[str, StoredTensor]) -> Co
         *_missing(table, surface, missing),
         *_extra(table, surface, extra, [decl.name for decl in missing]),
         *_wrong_shape(table, surface, present),
-        *_wrong_dtype(surface, present),
+        *_wrong_dtype(present, cast_roles),
     ]
     return Coverage(
         tuple(decl.name for decl, _ in present),
@@ -236,12 +239,15 @@ def _sizes_from(table: Table, rule: BoundRule, expected: Sequence[int], actual: 
             yield Note(message, scope.span("dims", dim.name, "size"))
 
 
-def _wrong_dtype(surface: str, present: Iterable[tuple[TensorDecl, StoredTensor]]) -> Iterator[Diagnostic]:
+def _wrong_dtype(
+    present: Iterable[tuple[TensorDecl, StoredTensor]], cast_roles: Collection[str]
+) -> Iterator[Diagnostic]:
     groups: dict[tuple[Span, str], list[str]] = {}
     roles = {}
     for decl, tensor in present:
         rule = decl.members[0].row.rule
-        if tensor.dtype not in rule.role.accepts:
+        cast = rule.role_name in cast_roles and tensor.dtype in FLOATS
+        if tensor.dtype not in rule.role.accepts and not cast:
             groups.setdefault((rule.span, tensor.dtype), []).append(decl.name)
             roles[rule.span] = rule
     for (span, dtype), names in groups.items():

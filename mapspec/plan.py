@@ -10,11 +10,9 @@ from mapspec.diagnostics import Diagnostic
 from mapspec.fill import Fill, Part
 from mapspec.io.layout import Layout, NewTensor
 from mapspec.table import Row, Table, TensorDecl
-from mapspec.tensors import Box, StoredTensor, whole
+from mapspec.tensors import FLOATS, Box, StoredTensor, whole
 
 __all__ = ["Plan", "ValueStep", "make_plan"]
-
-FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +102,8 @@ def make_plan(
     """
     target_surface = "stored" if source_surface == "hf" else "hf"
     casts = dict(casts or {})
-    coverage = cover(table, source_surface, tensors)
-    findings = [f for f in coverage.findings if not _cast_answers(f, table, casts)]
+    coverage = cover(table, source_surface, tensors, cast_roles=casts)
+    findings = list(coverage.findings)
     targets: dict[str, _Target] = {}
     tied_rows: list[Row] = []
     for row in table.rows:
@@ -208,14 +206,6 @@ def _tied_pairs(
     for copy, original in zip(row.names("hf"), partner.names("hf"), strict=True):
         if copy in tensors and original in tensors:
             yield tensors[copy], tensors[original]
-
-
-def _cast_answers(finding: Diagnostic, table: Table, casts: Mapping[str, str]) -> bool:
-    """Whether a finding about a dtype is settled by a cast that was asked for."""
-    if finding.code != "MS514":
-        return False
-    rule = next(r for r in table.bound.rules if r.span == finding.span)
-    return rule.role_name in casts and any(f" dtype {d};" in finding.message for d in FLOATS)
 
 
 def _merge(steps: list[ValueStep]) -> tuple[ValueStep, ...]:

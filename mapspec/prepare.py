@@ -16,11 +16,11 @@ from mapspec.diagnostics import Diagnostic, nearest
 from mapspec.errors import CheckpointError, PlanError, SpecError
 from mapspec.link import Linked
 from mapspec.nogc import gc_paused
-from mapspec.plan import FLOATS, Plan, make_plan
+from mapspec.plan import Plan, make_plan
 from mapspec.prove import Proof, prove
 from mapspec.sources import Kind, Reference, Source, open_reference, open_source
 from mapspec.table import Table, build_table
-from mapspec.tensors import StoredTensor
+from mapspec.tensors import FLOATS, StoredTensor
 
 __all__ = ["Prepared", "Request", "prepare"]
 
@@ -193,12 +193,9 @@ def _padding_of(
     if choices.padded_vocab_size is not None:
         return choices
     for rule in bind(linked, config, choices).rules:
-        for axis, name in enumerate(rule.dims or ()):
-            spec_dim = next((s.spec.dims.get(name.name) for s in linked.scopes if s.id == rule.scope), None)
-            if spec_dim is None or spec_dim.pad is None:
-                continue
-            tensor = tensors.get(rule.stored.pattern.fill(rule.positions[0]))
-            if tensor is not None and len(tensor.shape) > axis and tensor.shape[axis] > name.size:
+        for axis, dim in enumerate(rule.dims or ()):
+            tensor = tensors.get(rule.stored.pattern.fill(rule.positions[0])) if dim.pads else None
+            if tensor is not None and len(tensor.shape) > axis and tensor.shape[axis] > dim.size:
                 return replace(choices, padded_vocab_size=tensor.shape[axis])
     return choices
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["DTYPES", "Box", "Chunk", "StoredTensor", "box_shape", "itemsize", "numel", "whole"]
+__all__ = ["DTYPES", "FLOATS", "Box", "Chunk", "StoredTensor", "box_shape", "itemsize", "numel", "whole"]
 
 type Box = tuple[tuple[int, int], ...]
 """Half-open interval `(start, stop)` per axis, in elements. The box of a scalar is `()`."""
@@ -33,6 +33,9 @@ DTYPES: dict[str, int] = {
     "float32": 4,
     "float64": 8,
 }
+
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+"""Dtypes that values may be cast between."""
 
 
 def itemsize(dtype: str) -> int:

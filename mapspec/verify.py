@@ -146,8 +146,8 @@ def _by_mapping(megatron: Source, hf: Source, request: Request | None) -> tuple[
     options = request or Request(megatron.path)
     prepared = prepare(replace(options, source=megatron.path, reference=hf.path)).require()
     targets = {target.name: target for target in prepared.plan.targets}
-    covered = set(targets) | {name for name, _ in _exempt(prepared.table.bound.passthrough, hf.tensors)}
-    covered |= {name for name, _ in _exempt(prepared.table.bound.ignore_hf, hf.tensors)}
+    covered = set(targets) | _listed(prepared.table.bound.passthrough, hf.tensors)
+    covered |= _listed(prepared.table.bound.ignore_hf, hf.tensors)
     findings = []
     for here, names in ((hf, set(hf.tensors) - covered), (megatron, set(targets) - set(hf.tensors))):
         if names:
@@ -170,13 +170,9 @@ def _by_mapping(megatron: Source, hf: Source, request: Request | None) -> tuple[
     return findings, pairs
 
 
-def _exempt(
-    listed: Sequence[tuple[Pattern, str, Span]], names: Mapping[str, StoredTensor]
-) -> Iterator[tuple[str, str]]:
-    for pattern, reason, _ in listed:
-        for name in names:
-            if pattern.match(name):
-                yield name, reason
+def _listed(patterns: Sequence[tuple[Pattern, str, Span]], names: Mapping[str, StoredTensor]) -> set[str]:
+    """Names that some of the patterns match."""
+    return {name for name in names if any(pattern.match(name) for pattern, _, _ in patterns)}
 
 
 def _compare(pair: _Pair, a: Source, b: Source) -> Diagnostic | None:

@@ -70,11 +70,9 @@ def _fit(bound: Bound, names: Collection[str]) -> int:
 
 def _padding(bound: Bound, shapes: Mapping[str, tuple[int, ...]], tp_size: int) -> int | None:
     """Rows of the model's vocabulary, where they are more than the config's."""
-    scopes = {scope.id: scope for scope in bound.linked.scopes}
     for rule in bound.rules:
         for axis, dim in enumerate(rule.dims or ()):
-            declared = scopes[rule.scope].spec.dims.get(dim.name)
-            if declared is None or declared.pad is None or not rule.positions:
+            if not dim.pads or not rule.positions:
                 continue
             shape = shapes.get(skeleton(rule.megatron.pattern.fill(rule.positions[0])))
             rows = shape[axis] * (tp_size if dim.split else 1) if shape and len(shape) > axis else 0

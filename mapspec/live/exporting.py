@@ -20,9 +20,9 @@ from mapspec.live.pieces import Local
 from mapspec.live.team import Team
 from mapspec.live.transfer import slices
 from mapspec.live.units import Item, Unit, cut_by, is_expert, units_of
-from mapspec.plan import FLOATS
 from mapspec.ranks import local_shape
 from mapspec.sources import Reference
+from mapspec.tensors import FLOATS
 
 __all__ = ["export", "matched"]
 

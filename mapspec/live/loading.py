@@ -25,9 +25,9 @@ from mapspec.live.pieces import Local
 from mapspec.live.team import Team
 from mapspec.live.transfer import Reader
 from mapspec.nogc import gc_paused
-from mapspec.plan import FLOATS, ValueStep
+from mapspec.plan import ValueStep
 from mapspec.table import Table
-from mapspec.tensors import box_shape, itemsize, numel
+from mapspec.tensors import FLOATS, box_shape, itemsize, numel
 
 __all__ = ["LoadReport", "load"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import PlanError
 from mapspec.live.matching import Live
-from mapspec.plan import FLOATS
 from mapspec.ranks import Shard
 from mapspec.sources import Reference
 from mapspec.table import Row
+from mapspec.tensors import FLOATS
 
 __all__ = ["Item", "Target", "Unit", "cut_by", "is_expert", "target_dtype", "units_of"]
 
