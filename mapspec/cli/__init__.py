@@ -1,0 +1,41 @@
+"""The command line: arguments -> calls -> a renderer -> an exit code. No logic of its own.
+
+Results go to stdout; progress and findings that stop a command go to stderr. Exit codes: 0 done, 1 findings,
+2 cannot start, 3 bug in mapspec, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from typing import NoReturn
+
+import typer
+
+from mapspec.cli import checkpoints, specs  # in the order in which --help lists their commands
+from mapspec.cli.app import app
+from mapspec.errors import MapspecError
+from mapspec.render.findings import render_findings
+
+__all__ = ["app", "checkpoints", "main", "specs"]
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    try:
+        app()
+    except MapspecError as error:
+        typer.echo(render_findings(error.diagnostics), err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing was published", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception:
+        with tempfile.NamedTemporaryFile("w", prefix="mapspec-", suffix=".log", delete=False) as log:
+            log.write(traceback.format_exc())
+        typer.echo(f"this is a bug in mapspec; please report it with the log {log.name}", err=True)
+        sys.exit(3)
+    sys.exit(0)

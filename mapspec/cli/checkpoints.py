@@ -1,0 +1,138 @@
+"""Commands over checkpoints: convert, plan, verify."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mapspec.cli.app import app
+from mapspec.cli.options import (
+    CastOpt,
+    Device,
+    DtypeOpt,
+    FindingFormat,
+    FindingFormatOpt,
+    FlavourOpt,
+    Format,
+    FormatOpt,
+    PadOpt,
+    ProgressMode,
+    ReferenceOpt,
+    RunConfigOpt,
+    SetOpt,
+    SourceArg,
+    SpecOpt,
+    ToOpt,
+    VersionOpt,
+    make_request,
+    parse_iteration,
+    parse_size,
+)
+
+__all__ = ["convert", "plan", "verify"]
+
+
+@app.command()
+def convert(
+    source: SourceArg,
+    destination: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    to: ToOpt = None,
+    spec: SpecOpt = None,
+    reference: ReferenceOpt = None,
+    flavour: FlavourOpt = None,
+    set_: SetOpt = None,
+    dtype: DtypeOpt = None,
+    cast: CastOpt = None,
+    megatron_core: VersionOpt = "0.19",
+    padded_vocab_size: PadOpt = None,
+    run_config: RunConfigOpt = True,
+    max_shard_size: Annotated[str, typer.Option(help="Largest safetensors shard, for example 5GB.")] = "5GB",
+    iteration: Annotated[str, typer.Option(help="Number of the iter_* folder, or `release`.")] = "0",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Copying threads. Default: one per core.", min=1)] = None,
+    progress: Annotated[ProgressMode, typer.Option(help="Progress on stderr.")] = ProgressMode.AUTO,
+    format: FormatOpt = Format.TEXT,
+) -> None:
+    """Convert a checkpoint, in either direction. The result appears complete or not at all."""
+    from mapspec.convert import Output, convert
+    from mapspec.progress import progress_for
+    from mapspec.render.plan import render_converted
+
+    output = Output(
+        destination,
+        overwrite,
+        parse_size(max_shard_size),
+        None if iteration == "release" else parse_iteration(iteration),
+        threads,
+    )
+    request = make_request(
+        source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config
+    )
+    done = convert(request, output, progress_for(sys.stderr, progress.value))
+    typer.echo(render_converted(done, format.value))
+
+
+@app.command()
+def plan(
+    source: SourceArg,
+    to: ToOpt = None,
+    spec: SpecOpt = None,
+    reference: ReferenceOpt = None,
+    flavour: FlavourOpt = None,
+    set_: SetOpt = None,
+    dtype: DtypeOpt = None,
+    cast: CastOpt = None,
+    megatron_core: VersionOpt = "0.19",
+    padded_vocab_size: PadOpt = None,
+    run_config: RunConfigOpt = True,
+    format: FormatOpt = Format.TEXT,
+) -> None:
+    """Show what `convert` would do, from the headers alone: every row, every value step, all bytes."""
+    from mapspec.prepare import prepare
+    from mapspec.render.plan import render_plan
+
+    request = make_request(
+        source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config
+    )
+    typer.echo(render_plan(prepare(request).require(), format.value))
+
+
+@app.command()
+def verify(
+    left: Annotated[Path, typer.Argument(help="Checkpoint folder, of either kind.", show_default=False)],
+    right: Annotated[Path, typer.Argument(help="The other one.", show_default=False)],
+    spec: SpecOpt = None,
+    flavour: FlavourOpt = None,
+    set_: SetOpt = None,
+    megatron_core: VersionOpt = "0.19",
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Run both models on the same tokens instead of comparing bits.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(help="With --logits: tokens in each sequence.", min=1)] = 67,
+    seed: Annotated[int, typer.Option(help="With --logits: seed of the tokens.")] = 0,
+    device: Annotated[Device, typer.Option(help="With --logits: where the models run.")] = Device.AUTO,
+    format: FindingFormatOpt = FindingFormat.TEXT,
+) -> None:
+    """Compare two checkpoints, across kinds: bit for bit, or by what their models compute (--logits)."""
+    if logits:
+        from mapspec.choose import parse_pairs
+        from mapspec.logits import compare_logits, render_logits
+        from mapspec.quiet import quiet_libraries
+
+        with quiet_libraries():
+            report = compare_logits(
+                left, right, spec=spec, flavours=parse_pairs(flavour or (), "--flavour"), sets=tuple(set_ or ()),
+                tokens=tokens, seed=seed, device=device.value,
+            )  # fmt: skip
+        typer.echo(render_logits(report, format.value))
+        raise typer.Exit(1 if report.findings else 0)
+    from mapspec.render.plan import render_verified
+    from mapspec.verify import verify
+
+    request = make_request(left, None, spec, None, flavour, set_, None, None, megatron_core, None)
+    done = verify(left, right, request)
+    typer.echo(render_verified(done, format.value))
+    raise typer.Exit(1 if done.findings else 0)

@@ -1,0 +1,171 @@
+"""Options that several commands share, and what becomes of their values."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mapspec.mapping import CompiledMapping
+    from mapspec.prepare import Request
+
+__all__ = [
+    "CastOpt",
+    "Device",
+    "DtypeOpt",
+    "FindingFormat",
+    "FindingFormatOpt",
+    "FlavourOpt",
+    "Format",
+    "FormatOpt",
+    "PadOpt",
+    "ProgressMode",
+    "ReferenceOpt",
+    "RunConfigOpt",
+    "SetOpt",
+    "Side",
+    "SourceArg",
+    "SpecOpt",
+    "ToOpt",
+    "VersionOpt",
+    "compile_from",
+    "make_request",
+    "parse_iteration",
+    "parse_size",
+    "parse_version",
+]
+
+
+class Format(StrEnum):
+    """How results are written."""
+
+    TEXT = "text"
+    JSON = "json"
+    MD = "md"
+
+
+class FindingFormat(StrEnum):
+    """How findings are written."""
+
+    TEXT = "text"
+    CONCISE = "concise"
+    JSON = "json"
+
+
+class Side(StrEnum):
+    """The side that is written."""
+
+    HF = "hf"
+    MEGATRON = "megatron"
+
+
+class Device(StrEnum):
+    """Where models run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class ProgressMode(StrEnum):
+    """How progress is shown on stderr."""
+
+    AUTO = "auto"
+    PLAIN = "plain"
+    JSON = "json"
+    NONE = "none"
+
+
+SourceArg = Annotated[Path, typer.Argument(help="Checkpoint folder, of either kind.", show_default=False)]
+ToOpt = Annotated[Side | None, typer.Option("--to", help="Side to convert to. Default: the one the source is not.")]
+SpecOpt = Annotated[str | None, typer.Option("--spec", help="Mapping, by name or path. Default: by the architecture.")]
+ReferenceOpt = Annotated[
+    Path | None,
+    typer.Option(help="Hugging Face folder or config.json whose config, shards and side files the result takes."),
+]
+FlavourOpt = Annotated[
+    list[str] | None, typer.Option("--flavour", metavar="NAME=CHOICE", help="Spelling of names; see `mapspec show`.")
+]
+SetOpt = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of config.json, for this run.")
+]
+DtypeOpt = Annotated[str | None, typer.Option(help="Cast floating tensors whose role allows it. Default: no casts.")]
+CastOpt = Annotated[
+    list[str] | None, typer.Option("--cast", metavar="ROLE=DTYPE", help="Cast the tensors of one role.")
+]
+VersionOpt = Annotated[
+    str, typer.Option("--megatron-core", metavar="X.Y", help="Version of Megatron-Core that flavours follow.")
+]
+PadOpt = Annotated[
+    int | None, typer.Option("--padded-vocab-size", help="Rows of the vocabulary on the Megatron side. Default: as is.")
+]
+RunConfigOpt = Annotated[
+    bool, typer.Option("--run-config/--no-run-config", help="Write run_config.yaml, for Megatron-Bridge.")
+]
+FormatOpt = Annotated[Format, typer.Option("--format", help="How the result is written.")]
+
+FindingFormatOpt = Annotated[FindingFormat, typer.Option("--format", help="How findings are written.")]
+
+
+def make_request(
+    source: Path, to: Side | None, spec: str | None, reference: Path | None, flavour: list[str] | None,
+    sets: list[str] | None, dtype: str | None, cast: list[str] | None, version: str, padded: int | None,
+    run_config: bool = True,
+) -> Request:  # fmt: skip
+    from mapspec.choose import parse_pairs
+    from mapspec.prepare import Request
+
+    return Request(
+        source=source,
+        to=None if to is None else to.value,
+        spec=spec,
+        reference=reference,
+        flavours=parse_pairs(flavour or (), "--flavour"),
+        sets=tuple(sets or ()),
+        dtype=dtype,
+        casts=parse_pairs(cast or (), "--cast"),
+        megatron_version=parse_version(version),
+        padded_vocab_size=padded,
+        run_config=run_config,
+    )
+
+
+def compile_from(
+    spec: str, config: Path, flavour: list[str] | None, sets: list[str] | None, version: str, padded: int | None
+) -> CompiledMapping:
+    from mapspec.bind import Choices
+    from mapspec.choose import apply_sets, parse_pairs
+    from mapspec.io.json_config import read_config
+    from mapspec.mapping import compile_mapping
+
+    path = config / "config.json" if config.is_dir() else config
+    values = apply_sets(read_config(path), tuple(sets or ()))
+    choices = Choices(parse_pairs(flavour or (), "--flavour"), parse_version(version), padded)
+    return compile_mapping(spec, values, choices)
+
+
+def parse_version(text: str) -> tuple[int, int]:
+    parts = text.split(".")
+    if len(parts) < 2 or not all(part.isdigit() for part in parts[:2]):
+        raise typer.BadParameter(f"`{text}` is no version; write for example 0.19", param_hint="--megatron-core")
+    return int(parts[0]), int(parts[1])
+
+
+def parse_iteration(text: str) -> int:
+    if not text.isdigit():
+        raise typer.BadParameter(f"`{text}` is neither a number nor `release`", param_hint="--iteration")
+    return int(text)
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    number = text.rstrip("BbKkMmGgTtIi ")
+    unit = text[len(number) :].strip().upper()
+    if unit not in _UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+        raise typer.BadParameter(f"`{text}` is no size; write for example 5GB", param_hint="--max-shard-size")
+    return int(float(number) * _UNITS[unit])
