@@ -4,8 +4,7 @@ No tensor is ever in memory as a whole. A few workers each own one destination f
 of its bytes through a buffer of 1 MiB; more files than workers wait in a queue, the largest first. Which bytes go where
 has been decided before (`mapspec.fill`, `mapspec.io.layout`); how a fill is read is in `mapspec.copying`.
 
-All bytes of a chunk pass in ascending order through `Worker`, in `_run` or in `_gather`; a digest per destination chunk
-belongs there.
+Every byte is hashed on its way, so the result comes with a digest of each of its chunks; see `mapspec.copying.digests`.
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mapspec.copying.compare import first_difference, read_tensor
+from mapspec.copying.digests import Digest, FileDone, digest_of
 from mapspec.copying.worker import Job, Stopped, Worker, write_problem
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
@@ -27,18 +27,27 @@ from mapspec.fill import Fill
 from mapspec.io.layout import Layout
 from mapspec.progress import NoProgress, Progress
 
-__all__ = ["CopyReport", "execute", "first_difference", "read_tensor"]
+__all__ = ["CopyReport", "Digest", "FileDone", "execute", "first_difference", "jobs_of", "read_tensor"]
 
 
 @dataclass(frozen=True, slots=True)
 class CopyReport:
-    """What was done: data files, destination tensors, bytes written to data files, wall time, workers."""
+    """What was done.
+
+    Attributes:
+        files, tensors: data files written, and tensors of the layout.
+        nbytes: written to data files.
+        seconds: wall time.
+        threads: workers.
+        done: every file that was written, data files and small ones, with their digests; by name.
+    """
 
     files: int
     tensors: int
     nbytes: int
     seconds: float
     threads: int
+    done: tuple[FileDone, ...] = ()
 
 
 def execute(
@@ -50,6 +59,9 @@ def execute(
     threads: int | None = None,
     progress: Progress | None = None,
     fsync: bool = True,
+    done: Callable[[FileDone], None] | None = None,
+    skip: Container[str] = (),
+    only: Container[str] | None = None,
 ) -> CopyReport:
     """Write the files of `layout`.
 
@@ -61,30 +73,44 @@ def execute(
         threads: workers; by default one per usable core. Never more than files.
         progress: told after every write.
         fsync: whether everything shall be on disk on return.
+        done: told of each file, data files and then small ones, when it is complete (and on disk, with `fsync`). Calls
+            come one at a time, but from different threads; what it raises ends the copy.
+        skip: files that are not written, because they are there already.
+        only: files that are written; `None` for all.
 
     Raises:
         ConvertError: no room (MS701, MS702), a source that cannot be read (MS703) or has holes (MS706), a destination
             that cannot be written (MS704). The first failure stops all workers; files written so far stay.
     """
     began = time.monotonic()
-    jobs = deque(_jobs(fills, layout))
-    total = sum(layout.file_sizes.values())
-    _check_room(target_root, total + sum(map(len, layout.small_files.values())))
+    jobs = [job for job in jobs_of(fills, layout) if _chosen(job.file, skip, only)]
+    small = {name: data for name, data in layout.small_files.items() if _chosen(name, skip, only)}
+    total = sum(job.size for job in jobs)
+    _check_room(target_root, total + sum(map(len, small.values())))
     count = max(1, min(threads or len(os.sched_getaffinity(0)), len(jobs)))
-    crew = _Crew(jobs, progress or NoProgress(), source_root, target_root, count, fsync)
+    crew = _Crew(jobs, progress or NoProgress(), source_root, target_root, count, fsync, done)
     crew.run(total)
-    for name, data in layout.small_files.items():
+    for name, data in small.items():
         _write_small(target_root / name, data, fsync)
-    return CopyReport(len(layout.file_sizes), len(layout.tensors), total, time.monotonic() - began, count)
+        crew.finished(FileDone(name, len(data), (), digest_of(data)))
+    written = tuple(sorted(crew.done, key=lambda file: file.file))
+    return CopyReport(len(jobs), len(layout.tensors), total, time.monotonic() - began, count, written)
+
+
+def _chosen(file: str, skip: Container[str], only: Container[str] | None) -> bool:
+    return file not in skip and (only is None or file in only)
 
 
 class _Crew:
-    """The workers of one copy, and what they share: the queue, the progress, the first failure."""
+    """The workers of one copy, and what they share: the queue, the progress, what is done, the first failure."""
 
     def __init__(
-        self, jobs: deque[Job], progress: Progress, source_root: Path, target_root: Path, count: int, fsync: bool
-    ) -> None:
-        self._jobs, self._progress, self._count = jobs, progress, count
+        self, jobs: Collection[Job], progress: Progress, source_root: Path, target_root: Path, count: int, fsync: bool,
+        done: Callable[[FileDone], None] | None,
+    ) -> None:  # fmt: skip
+        self._jobs, self._progress, self._count = deque(jobs), progress, count
+        self._tell = done
+        self.done: list[FileDone] = []
         self._source_root, self._target_root, self._fsync = source_root, target_root, fsync
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -116,7 +142,9 @@ class _Crew:
                     job = self._jobs.popleft()
                 except IndexError:
                     return
-                worker.write(job)
+                finished = worker.write(job)
+                with self._lock:
+                    self.finished(finished)
         except Stopped:
             return
         except BaseException as error:
@@ -126,6 +154,12 @@ class _Crew:
         finally:
             worker.close()
 
+    def finished(self, file: FileDone) -> None:
+        """Keep the digests of a file, and tell whoever asked for them."""
+        self.done.append(file)
+        if self._tell is not None:
+            self._tell(file)
+
     def _wrote(self, file: str, nbytes: int) -> None:
         if self._stop.is_set():
             raise Stopped
@@ -133,8 +167,8 @@ class _Crew:
             self._progress.advance(nbytes, file)
 
 
-def _jobs(fills: Sequence[Fill], layout: Layout) -> list[Job]:
-    """One job per file, largest first. Checks that the fills are those of the layout, no fewer and no more."""
+def jobs_of(fills: Sequence[Fill], layout: Layout) -> tuple[Job, ...]:
+    """One job per data file, largest first. Checks that the fills are those of the layout, no fewer and no more."""
     by_file: dict[str, list[Fill]] = {file: [] for file in layout.file_sizes}
     wanted = {(chunk.file, chunk.offset, name) for name, t in layout.tensors.items() for chunk in t.chunks}
     given = set()
@@ -144,7 +178,7 @@ def _jobs(fills: Sequence[Fill], layout: Layout) -> list[Job]:
     if given != wanted or len(fills) != len(given):
         odd = sorted(given ^ wanted)
         raise AssertionError(f"fills and layout disagree about {odd[0] if odd else 'a chunk that is filled twice'}")
-    return [
+    return tuple(
         Job(
             file,
             size,
@@ -152,7 +186,7 @@ def _jobs(fills: Sequence[Fill], layout: Layout) -> list[Job]:
             tuple(sorted((f for f in by_file[file] if f.chunk.nbytes), key=lambda f: f.chunk.offset)),
         )
         for file, size in sorted(layout.file_sizes.items(), key=lambda item: (-item[1], item[0]))
-    ]
+    )
 
 
 def _check_room(target_root: Path, needed: int) -> None:

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
@@ -17,8 +18,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_128
 
-from mapspec.copy import execute, first_difference, read_tensor
+from mapspec.copy import FileDone, execute, first_difference, jobs_of, read_tensor
 from mapspec.copying import gather, worker
 from mapspec.copying.gather import UNSIGNED
 from mapspec.copying.pieces import BoxIndex, intersect
@@ -129,6 +131,27 @@ def cases(draw: st.DrawFn):
     return dtype, shape, parts, sources, grid(shape), draw(st.integers(1, 3)), draw(st.booleans())
 
 
+def check_digests(done: Iterable[FileDone], layout: Layout, root: Path) -> None:
+    """Digests are those of the bytes on disk: each chunk's, and those of everything between the chunks."""
+    by_file = {file.file: file for file in done}
+    assert by_file.keys() == {*layout.file_sizes, *layout.small_files}
+    for name, file in by_file.items():
+        raw = (root / name).read_bytes()
+        spans = sorted(
+            (chunk.offset, chunk.nbytes)
+            for tensor in layout.tensors.values()
+            for chunk in tensor.chunks
+            if chunk.file == name and chunk.nbytes
+        )
+        assert [(d.offset, d.nbytes) for d in file.digests] == spans
+        rest, end = b"", 0
+        for (offset, nbytes), digest in zip(spans, file.digests, strict=True):
+            assert digest.hex == xxh3_128(raw[offset : offset + nbytes]).hexdigest()
+            rest, end = rest + raw[end:offset], offset + nbytes
+        assert file.rest == xxh3_128(rest + raw[end:]).hexdigest()
+        assert file.size == len(raw)
+
+
 @given(cases(), st.integers(0, 9))
 @QUICK
 def test_any_boxes_from_any_chunks(case, seed: int) -> None:
@@ -179,6 +202,7 @@ def test_any_boxes_from_any_chunks(case, seed: int) -> None:
             for framing in layout.framing[file]:
                 assert raw[framing.offset : framing.offset + len(framing.data)] == framing.data
         assert (root / "out" / "small.json").read_bytes() == b"{}"
+        check_digests(report.done, layout, root / "out")
 
         # what was written equals what it was made of, and a flipped bit is found where it was flipped
         box = whole(shape)
@@ -377,6 +401,40 @@ def test_first_failure_stops_all_and_short_writes_are_continued(tmp_path: Path) 
         copy_one(tmp_path, source, "float32", rows, [f"y{n}" for n in range(8)], threads=2)
     assert next(calls) < 8
     assert not (tmp_path / "out" / "small.json").exists()
+
+
+def test_files_are_told_of_left_out_and_picked(tmp_path: Path) -> None:
+    array = random_bits(12, (40, 30), "uint8")
+    source = store(tmp_path, "s", array, "uint8", [whole(array.shape)], ["a"])
+    layout = place({"t": ("uint8", (40, 30), [((at, at + 4), (0, 30)) for at in range(0, 40, 4)])}, ["x", "y", "z"])
+    tensor = layout.tensors["t"]
+    fills = [Fill(tensor, chunk, (Part(chunk.box, source, chunk.box),)) for chunk in tensor.chunks]
+    assert [job.file for job in jobs_of(fills, layout)] == sorted(layout.file_sizes, key=layout.file_sizes.__getitem__)[
+        ::-1
+    ]
+    told: list[FileDone] = []
+
+    def done(file: FileDone) -> None:
+        assert (tmp_path / "out" / file.file).stat().st_size == file.size
+        told.append(file)
+
+    (tmp_path / "out").mkdir()
+    common = {"source_root": tmp_path, "target_root": tmp_path / "out", "done": done}
+    first = execute(fills, layout, only={"y"}, **common)
+    assert [file.file for file in told] == ["y"]
+    assert first.nbytes == layout.file_sizes["y"]
+    assert first.done == tuple(told)
+    second = execute(fills, layout, skip={"y"}, **common)
+    assert sorted(file.file for file in told) == ["small.json", "x", "y", "z"]
+    check_digests([*first.done, *second.done], layout, tmp_path / "out")
+    np.testing.assert_array_equal(read_tensor(tensor, tmp_path / "out"), array)
+
+    def fail(file: FileDone) -> None:
+        raise OSError("the journal cannot be written")
+
+    (tmp_path / "again").mkdir()
+    with pytest.raises(OSError, match="journal"):
+        execute(fills, layout, **{**common, "target_root": tmp_path / "again", "done": fail})
 
 
 def test_progress_counts_every_byte(tmp_path: Path) -> None:

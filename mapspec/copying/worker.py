@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+from mapspec.copying.digests import Digester, FileDone
 from mapspec.copying.gather import Gather, Scratch
 from mapspec.copying.pieces import BoxIndex, Piece, Run, pieces_of, runs_of
 from mapspec.copying.source import ReadProblem, SourceFiles
@@ -67,6 +68,7 @@ class Worker:
         self._indexes: dict[int, tuple[StoredTensor, BoxIndex]] = {}
         self._fd = -1
         self._file = ""
+        self._digester = Digester(())
         # the part of the buffer that waits to be written: from where in the file, from where and to where in the buffer
         self._at = self._low = self._high = 0
 
@@ -74,10 +76,11 @@ class Worker:
         """Close the source files."""
         self._files.close()
 
-    def write(self, job: Job) -> None:
-        """Create and fill the job's file. Raises `ConvertError`, or `Stopped`."""
+    def write(self, job: Job) -> FileDone:
+        """Create and fill the job's file; its digests. Raises `ConvertError`, or `Stopped`."""
         path = self._target_root / job.file
         self._file = job.file
+        self._digester = Digester([(fill.chunk.offset, fill.chunk.nbytes) for fill in job.fills])
         self._low = self._high = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +98,7 @@ class Worker:
             raise ConvertError(_read_finding(problem, job)) from problem
         except OSError as error:
             raise ConvertError(write_problem(error, path)) from error
+        return self._digester.done(job.file, job.size)
 
     def _fill(self, job: Job) -> None:
         waiting = self._plan(job)
@@ -217,6 +221,7 @@ class Worker:
 
     def _write(self, view: memoryview, at: int) -> None:
         length = len(view)
+        self._digester.update(at, view)
         while view:
             written = os.pwrite(self._fd, view, at)
             at, view = at + written, view[written:]
