@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mapspec.diagnostics import nearest
 
 if TYPE_CHECKING:
-    from mapspec.bind import BoundScope
+    from mapspec.bind_values import BoundScope
 
 __all__ = ["BoundAxis", "Position", "bind_axes", "bind_axis", "ravel", "unravel"]
 
