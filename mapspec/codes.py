@@ -342,6 +342,11 @@ CODES: dict[str, Code] = {
         "The chunks of a source tensor do not cover all of its elements.",
         "Check the source checkpoint with `mapspec verify`.",
     ),
+    "MS707": Code(
+        "source-changed",
+        "Files of the source were written to or replaced between reading their headers and the end of the copy.",
+        "Wait until nothing writes to the source any more, then convert again.",
+    ),
     "MS710": Code(
         "destination-taken",
         "The destination exists and is not an empty folder.",

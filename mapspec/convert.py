@@ -15,6 +15,7 @@ from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill, Part
 from mapspec.io.layout import Layout, NewTensor
+from mapspec.io.opened import changed
 from mapspec.io.safetensors_index import INDEX_FILE
 from mapspec.io.safetensors_layout import layout_safetensors
 from mapspec.io.torch_dist import (
@@ -93,6 +94,8 @@ def convert(request: Request, output: Output, progress: Progress | None = None) 
     with publishing(output.destination, overwrite=output.overwrite, sources=sources, fsync=output.fsync) as folder:
         write = _write_megatron if prepared.to == "megatron" else _write_hf
         copied, carried = write(prepared, output, folder, progress)
+        if (finding := changed(prepared.source.root, prepared.source.stamps)) is not None:
+            raise ConvertError(finding)
     return Converted(prepared, output.destination, copied, carried, time.monotonic() - began)
 
 

@@ -12,6 +12,7 @@ from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
 from mapspec.io.hf_folder import HFCheckpoint, open_hf
 from mapspec.io.json_config import read_config
+from mapspec.io.opened import Stamp
 from mapspec.io.safetensors_header import Header, read_header
 from mapspec.io.safetensors_index import INDEX_FILE
 from mapspec.io.side_files import sort_files
@@ -60,6 +61,7 @@ class Source:
         kind: `hf` or `megatron`.
         path: what the user named.
         root: folder that the chunks' files are relative to.
+        stamps: of each file that holds tensors, taken before its headers were read; see `mapspec.io.opened.changed`.
         tensors: by name; for Megatron without optimizer state.
         left_out: Megatron keys that were not looked at.
         reference: its own Hugging Face side; for Megatron what conversion carried along, or `None`.
@@ -70,6 +72,7 @@ class Source:
     kind: Kind
     path: Path
     root: Path
+    stamps: Mapping[str, Stamp]
     tensors: Mapping[str, StoredTensor]
     left_out: tuple[str, ...]
     reference: Reference | None
@@ -103,14 +106,16 @@ def open_source(path: Path) -> Source:
     """
     if source_kind(path) == "hf":
         hf = open_hf(path)
-        return Source("hf", path, hf.root, hf.tensors, (), _own(hf), _manifest(path))
+        return Source("hf", path, hf.root, hf.stamps, hf.tensors, (), _own(hf), _manifest(path))
     ckpt = open_torch_dist(path, select=_is_model_key)
     if ckpt.unsupported:
         raise CheckpointError(ckpt.unsupported.values())
     carried = ckpt.folder / CARRIED
     reference = _carried(carried) if (carried / "config.json").is_file() else None
     manifest = _manifest(ckpt.folder)
-    return Source("megatron", path, ckpt.folder, ckpt.tensors, ckpt.left_out, reference, manifest, ckpt.run_config)
+    return Source(
+        "megatron", path, ckpt.folder, ckpt.stamps, ckpt.tensors, ckpt.left_out, reference, manifest, ckpt.run_config
+    )
 
 
 def open_reference(path: Path) -> Reference:

@@ -11,6 +11,7 @@ from mapspec.copy import first_difference
 from mapspec.diagnostics import Diagnostic, Span
 from mapspec.errors import MapspecError
 from mapspec.fill import Part
+from mapspec.io.opened import changed
 from mapspec.names import Pattern
 from mapspec.prepare import Prepared, Request, prepare
 from mapspec.sources import Source, open_source
@@ -77,6 +78,7 @@ def verify(left: Path, right: Path, request: Request | None = None) -> Verified:
         found = _compare(pair, a, b)
         if found is not None:
             findings.append(found)
+    findings += [found for one in (a, b) if (found := changed(one.root, one.stamps)) is not None]
     return Verified(left, right, len(pairs), nbytes, tuple(findings))
 
 

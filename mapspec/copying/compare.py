@@ -12,7 +12,6 @@ import numpy.typing as npt
 from mapspec.copying.gather import UNSIGNED, Gather, Scratch
 from mapspec.copying.pieces import BoxIndex, pieces_of
 from mapspec.copying.source import ReadProblem, SourceFiles
-from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import CheckpointError
 from mapspec.fill import Part
 from mapspec.tensors import Box, StoredTensor, box_shape, itemsize, whole
@@ -100,12 +99,5 @@ class _Side:
         try:
             self.gather.read(box, out, self._files, self.scratch)
         except ReadProblem as problem:
-            raise CheckpointError(
-                Diagnostic(
-                    "MS703",
-                    f"`{problem.file}` {problem.what}",
-                    where=str(self._root / problem.file),
-                    notes=(Note(f"while reading `{self._name}`"),),
-                    help="fetch the file again, or write the checkpoint again",
-                )
-            ) from problem
+            help_ = "fetch the file again, or write the checkpoint again"
+            raise CheckpointError(problem.finding(self._root, f"while reading `{self._name}`", help_)) from problem

@@ -8,6 +8,8 @@ import resource
 from collections import OrderedDict
 from pathlib import Path
 
+from mapspec.diagnostics import Diagnostic, Note
+
 __all__ = ["ReadProblem", "SourceFiles"]
 
 _MOST_OPEN = 64
@@ -19,6 +21,12 @@ class ReadProblem(Exception):  # noqa: N818
     def __init__(self, file: str, offset: int, what: str) -> None:
         super().__init__(file, offset, what)
         self.file, self.offset, self.what = file, offset, what
+
+    def finding(self, root: Path, doing: str, help: str) -> Diagnostic:
+        """The finding (MS703) for a file below `root`; `doing` says what its bytes were needed for."""
+        return Diagnostic(
+            "MS703", f"`{self.file}` {self.what}", where=str(root / self.file), notes=(Note(doing),), help=help
+        )
 
 
 class SourceFiles:

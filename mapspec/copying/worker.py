@@ -86,8 +86,7 @@ class Worker:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
-                if job.size:
-                    os.posix_fallocate(self._fd, 0, job.size)
+                _reserve(self._fd, job.size)
                 self._fill(job)
                 self._flush()
                 if self._fsync:
@@ -226,6 +225,17 @@ class Worker:
             written = os.pwrite(self._fd, view, at)
             at, view = at + written, view[written:]
         self._wrote(self._file, length)
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Give a new file its size, and room on the disk where the file system can promise that."""
+    try:
+        if size:
+            os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+        os.ftruncate(fd, size)
 
 
 def _whole_chunk(fill: Fill) -> Run | None:

@@ -21,6 +21,7 @@ from typing import Any
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import CheckpointError
 from mapspec.io.json_config import read_config
+from mapspec.io.opened import Stamp
 from mapspec.io.safetensors_header import Header, read_header
 from mapspec.io.safetensors_index import INDEX_FILE, SINGLE_FILE, check_against_index, read_index
 from mapspec.io.side_files import sort_files
@@ -40,6 +41,7 @@ class HFCheckpoint:
         root: the folder; chunks and `files` are relative to it.
         tensors: every tensor by name, in the order of files and of bytes within a file. Each has exactly one chunk.
         files: the safetensors files that were read, sorted by name.
+        stamps: of each of these files, taken before its header was read.
         shard_of: file of each tensor.
         config: `config.json`, or an empty dictionary when it was not asked for.
         config_text: the text of `config.json`, whose dialect `write_config` can follow; `None` likewise.
@@ -53,6 +55,7 @@ class HFCheckpoint:
     root: Path
     tensors: Mapping[str, StoredTensor]
     files: tuple[str, ...]
+    stamps: Mapping[str, Stamp]
     shard_of: Mapping[str, str]
     config: dict[str, Any]
     config_text: str | None
@@ -140,6 +143,7 @@ def open_hf(path: Path | str, *, config: bool = True) -> HFCheckpoint:
         root=root,
         tensors=tensors,
         files=tuple(names),
+        stamps={name: header.stamp for name, header in headers.items()},
         shard_of={name: tensor.chunks[0].file for name, tensor in tensors.items()},
         config=parsed,
         config_text=text,

@@ -7,13 +7,13 @@ eight bytes of header length (little endian), that many bytes of JSON, then the 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mapspec.diagnostics import Diagnostic, Note
+from mapspec.io.opened import Stamp, opened
 from mapspec.tensors import DTYPES, Chunk, StoredTensor
 
 __all__ = ["DTYPE_CODES", "METADATA_KEY", "Header", "read_header"]
@@ -46,10 +46,11 @@ _FETCH_AGAIN = "fetch the file again, or have its author write it again"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file holds: tensors in the order of their bytes, and the file's own metadata."""
+    """What a safetensors file holds: tensors in the order of their bytes, the file's own metadata, and its stamp."""
 
     tensors: tuple[StoredTensor, ...]
     metadata: Mapping[str, str]
+    stamp: Stamp
 
 
 def read_header(path: Path, file: str) -> Header | list[Diagnostic]:
@@ -63,10 +64,11 @@ def read_header(path: Path, file: str) -> Header | list[Diagnostic]:
         The header, or everything that is wrong with it (never an empty list).
     """
     try:
-        with path.open("rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            start = opened.read(8)
-            if start + opened.read(len(_LFS) - 8) == _LFS:
+        with opened(path) as stream:
+            size = stream.stamp.nbytes
+            first = stream.read(0, len(_LFS))
+            start = first[:8]
+            if first == _LFS:
                 return [
                     Diagnostic(
                         "MS617",
@@ -78,8 +80,7 @@ def read_header(path: Path, file: str) -> Header | list[Diagnostic]:
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length < 2 or 8 + length > size or length > _MAX_HEADER:
                 return [_length_finding(path, file, size, length if len(start) == 8 else None)]
-            opened.seek(8)
-            raw = opened.read(length)
+            raw = stream.read(8, length)
     except OSError as error:
         return [
             Diagnostic(
@@ -112,11 +113,11 @@ def read_header(path: Path, file: str) -> Header | list[Diagnostic]:
         return [_json_finding(path, file, "it is not an object")]
     if repeated:
         return [_json_finding(path, file, f"`{name}` stands in it twice") for name in repeated[:_MAX_FINDINGS]]
-    return _check(path, file, header, data=8 + length, size=size)
+    return _check(path, file, header, data=8 + length, stamp=stream.stamp)
 
 
-def _check(path: Path, file: str, header: dict[str, Any], *, data: int, size: int) -> Header | list[Diagnostic]:
-    """The tensors of a parsed header whose data section starts at byte `data` of a file of `size` bytes."""
+def _check(path: Path, file: str, header: dict[str, Any], *, data: int, stamp: Stamp) -> Header | list[Diagnostic]:
+    """The tensors of a parsed header whose data section starts at byte `data` of the file."""
     where = str(path)
     found: list[Diagnostic] = []
     metadata = header.pop(METADATA_KEY, {})
@@ -174,7 +175,7 @@ def _check(path: Path, file: str, header: dict[str, Any], *, data: int, size: in
         placed.append((begin, end, name, dtype, shape))
     if not found:
         placed.sort()
-        found = _check_tiling(where, file, placed, data=data, size=size)
+        found = _check_tiling(where, file, placed, data=data, size=stamp.nbytes)
     if found:
         left = len(found) - _MAX_FINDINGS
         more = [Diagnostic("MS612", f"{left} more findings in `{file}`", where=where)] if left > 0 else []
@@ -190,6 +191,7 @@ def _check(path: Path, file: str, header: dict[str, Any], *, data: int, size: in
             for begin, end, name, dtype, shape in placed
         ),
         metadata,
+        stamp,
     )
 
 

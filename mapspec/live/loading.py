@@ -16,8 +16,9 @@ from mapspec.beside import check_tie
 from mapspec.copying.pieces import Piece
 from mapspec.coverage import cover
 from mapspec.diagnostics import Diagnostic
-from mapspec.errors import PlanError
+from mapspec.errors import CheckpointError, PlanError
 from mapspec.io.hf_folder import HFCheckpoint, open_hf
+from mapspec.io.opened import changed
 from mapspec.live.matching import Held, Live, match
 from mapspec.live.names import unwrap
 from mapspec.live.opening import choose
@@ -97,7 +98,7 @@ def load(
         timeout_s: how long to wait for other ranks (gloo only); by default as the process group was set up.
 
     Raises:
-        MapspecError: the same on all ranks. Only after MS703 and MS755 the model may be partly overwritten.
+        MapspecError: the same on all ranks. Only after MS703, MS707 and MS755 the model may be partly overwritten.
     """
     began = time.monotonic()
     models = unwrap(model)
@@ -117,6 +118,8 @@ def load(
         steps = _steps(live, work)
     with team.together():
         nbytes = _fill(hf.root, work, threads)
+        if (finding := changed(hf.root, hf.stamps)) is not None:
+            raise CheckpointError(finding)
     return LoadReport(
         team.rank,
         len(work),

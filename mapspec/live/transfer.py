@@ -21,7 +21,6 @@ from mapspec.copying.gather import Gather, Scratch
 from mapspec.copying.pieces import Piece, runs_of
 from mapspec.copying.source import ReadProblem, SourceFiles
 from mapspec.copying.worker import write_problem
-from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import CheckpointError, ConvertError
 from mapspec.live.pieces import blocks_of
 from mapspec.tensors import Box, box_shape, itemsize, numel
@@ -85,15 +84,9 @@ class Reader:
                 try:
                     values = self._read(piece, block)
                 except ReadProblem as problem:
-                    raise CheckpointError(
-                        Diagnostic(
-                            "MS703",
-                            f"`{problem.file}` {problem.what}",
-                            where=str(self._root / problem.file),
-                            notes=(Note(f"while filling `{name}`; the model is partly overwritten"),),
-                            help="fetch the file again, then load again",
-                        )
-                    ) from problem
+                    doing = f"while filling `{name}`; the model is partly overwritten"
+                    help_ = "fetch the file again, then load again"
+                    raise CheckpointError(problem.finding(self._root, doing, help_)) from problem
                 target[slices(block)].copy_(values)
 
     def _read(self, piece: Piece, block: Box) -> Tensor:

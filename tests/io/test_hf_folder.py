@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -441,14 +442,14 @@ def test_45_000_tensors_open_quickly_and_without_torch(tmp_path: Path) -> None:
 
 
 def test_unreadable_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Path.open
+    real = os.open
 
-    def refuse(self: Path, *args: object, **kwargs: object) -> object:
-        if self.name.startswith("model-00002"):
+    def refuse(path: Path | str, *args: int, **named: int) -> int:
+        if Path(path).name.startswith("model-00002"):
             raise PermissionError(13, "Permission denied")
-        return real(self, *args, **kwargs)  # type: ignore[arg-type]
+        return real(path, *args, **named)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert findings(folder) == [("MS628", "`model-00002-of-00002.safetensors` cannot be read: Permission denied")]
 
 

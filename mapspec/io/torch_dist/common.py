@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
+from mapspec.io.opened import opened
 from mapspec.io.torch_dist.archive import ItemError, Window, record, records
 from mapspec.io.torch_dist.metadata import Slot
 from mapspec.io.torch_dist.unpickle import RefusedGlobalError, UnreadablePickleError, load_common
@@ -32,8 +32,8 @@ def common_from_object(folder: Path, slot: Slot) -> dict[str, Any]:
 
 def _load(file: Path, offset: int, length: int, where: str) -> Any:
     try:
-        with file.open("rb") as stream:
-            window = Window(lambda at, count: os.pread(stream.fileno(), count, offset + at), length)
+        with opened(file) as stream:
+            window = Window(lambda at, count: stream.read(offset + at, count), length)
             found = records(window)
             if "data.pkl" not in found:
                 raise _unreadable(where, "is an archive without `data.pkl`")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from mapspec.boxes import tiling_fault
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
+from mapspec.io.opened import LocalFile, Stamp, opened
 from mapspec.io.torch_dist.archive import ItemError, Window
 from mapspec.io.torch_dist.common import COMMON_FILE, COMMON_OBJECT, common_from_file, common_from_object
 from mapspec.io.torch_dist.folder import METADATA, find_folder
@@ -44,6 +43,7 @@ class TorchDistCheckpoint:
         root: the path that was given.
         folder: the folder with `.metadata`; chunks' files are relative to it.
         iteration: the training iteration; `None` for `release` and for folders with other names.
+        stamps: of each data file, taken before anything of it was read.
         tensors: by key, with chunks that point at raw tensor bytes. Optimizer state is listed like weights.
         objects: byte objects by key, for example `x._extra_state/shard_0_1`; `read_object` reads one.
         unsupported: tensors of a data type that is not in `DTYPES`, by key, each with what to say about it.
@@ -54,6 +54,7 @@ class TorchDistCheckpoint:
     root: Path
     folder: Path
     iteration: int | None
+    stamps: Mapping[str, Stamp]
     tensors: Mapping[str, StoredTensor]
     objects: Mapping[str, Slot]
     unsupported: Mapping[str, Diagnostic]
@@ -64,8 +65,8 @@ class TorchDistCheckpoint:
         """The stored bytes of an object."""
         slot = self.objects[name]
         file = self.folder / slot.file
-        with file.open("rb") as stream:
-            data = os.pread(stream.fileno(), slot.length, slot.offset)
+        with opened(file) as stream:
+            data = stream.read(slot.offset, slot.length)
         if len(data) != slot.length:
             raise _error("MS654", f"the file ends before the object `{name}` does", str(file))
         return data
@@ -111,11 +112,13 @@ def open_torch_dist(path: Path, *, select: Callable[[str], bool] | None = None) 
         problem = tiling_fault(tensor.shape, [box for box, _ in tensor.chunks])
         if problem:
             raise _error("MS657", f"the tensor `{tensor.name}` is not covered exactly once: {problem}", str(found.path))
+    tensors, stamps = _place(found.path, readable, listing.objects)
     return TorchDistCheckpoint(
         root=path,
         folder=found.path,
         iteration=found.iteration,
-        tensors=_place(found.path, readable, listing.objects),
+        stamps=stamps,
+        tensors=tensors,
         objects=listing.objects,
         unsupported=unsupported,
         left_out=tuple(name for name in listing.tensors if name not in wanted),
@@ -123,7 +126,9 @@ def open_torch_dist(path: Path, *, select: Callable[[str], bool] | None = None) 
     )
 
 
-def _place(folder: Path, listed: list[ListedTensor], objects: Mapping[str, Slot]) -> dict[str, StoredTensor]:
+def _place(
+    folder: Path, listed: list[ListedTensor], objects: Mapping[str, Slot]
+) -> tuple[dict[str, StoredTensor], dict[str, Stamp]]:
     items: list[tuple[Slot, str, ListedTensor | None, Box]] = [
         (slot, f"the chunk at {[a for a, _ in box]} of `{tensor.name}`", tensor, box)
         for tensor in listed
@@ -133,12 +138,14 @@ def _place(folder: Path, listed: list[ListedTensor], objects: Mapping[str, Slot]
     # File by file, each from its beginning: one open file at a time, and a cold disk reads forward.
     items.sort(key=lambda item: (item[0].file, item[0].offset))
     placed: dict[tuple[str, Box], Chunk] = {}
+    stamps: dict[str, Stamp] = {}
     locator = Locator()
     for name, group in itertools.groupby(items, key=lambda item: item[0].file):
         members = list(group)
-        with _opened(folder / name, members[0][1]) as stream:
-            descriptor = stream.fileno()
-            size = os.fstat(descriptor).st_size
+        with ExitStack() as stack:
+            stream = _opened(stack, folder / name, members[0][1])
+            stamps[name] = stream.stamp
+            size = stream.stamp.nbytes
             for slot, what, tensor, box in members:
                 end = slot.offset + slot.length
                 if end > size:
@@ -147,35 +154,32 @@ def _place(folder: Path, listed: list[ListedTensor], objects: Mapping[str, Slot]
                 if tensor is None:
                     continue
                 try:
-                    place = _locate(locator, descriptor, slot)
+                    place = _locate(locator, stream, slot)
                     _compare(place, tensor, box)
                 except ItemError as problem:
                     raise _error(problem.code, f"{what}: {problem}", str(folder / name)) from problem
                 placed[tensor.name, box] = Chunk(box, name, slot.offset + place.offset, place.nbytes)
-    return {
+    tensors = {
         t.name: StoredTensor(t.name, t.dtype, t.shape, tuple(placed[t.name, box] for box, _ in t.chunks))
         for t in listed
     }
+    return tensors, stamps
 
 
-def _opened(path: Path, what: str) -> FileIO:
+def _opened(stack: ExitStack, path: Path, what: str) -> LocalFile:
     try:
-        return path.open("rb", buffering=0)
+        return stack.enter_context(opened(path))
     except OSError as error:
         message = f"cannot be opened ({error.strerror or error}), but {what} should lie there"
         raise _error("MS654", message, str(path)) from error
 
 
-def _locate(locator: Locator, descriptor: int, slot: Slot) -> Place:
+def _locate(locator: Locator, stream: LocalFile, slot: Slot) -> Place:
     if slot.transforms:
         raise ItemError("MS658", f"was transformed when written: {', '.join(slot.transforms)}")
     if slot.file.endswith(".safetensors"):
         raise ItemError("MS658", "is stored as safetensors")
-    return locator.locate(Window(partial(_pread, descriptor, slot.offset), slot.length))
-
-
-def _pread(descriptor: int, start: int, offset: int, count: int) -> bytes:
-    return os.pread(descriptor, count, start + offset)
+    return locator.locate(Window(lambda at, count: stream.read(slot.offset + at, count), slot.length))
 
 
 def _compare(place: Place, tensor: ListedTensor, box: Box) -> None:
