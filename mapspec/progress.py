@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Literal, Protocol
 
-__all__ = ["JsonProgress", "NoProgress", "PlainProgress", "Progress", "progress_for"]
+from mapspec.amounts import human_bytes, human_seconds
+
+__all__ = ["JsonProgress", "Meter", "NoProgress", "PlainProgress", "Progress", "State", "progress_for"]
 
 type Mode = Literal["auto", "plain", "json", "none"]
+
+_WINDOW = 10.0  # seconds over which the rate is averaged
 
 
 class Progress(Protocol):
@@ -38,7 +46,75 @@ class NoProgress:
         """Nothing."""
 
 
-class PlainProgress:
+@dataclass(frozen=True, slots=True)
+class State:
+    """A copy at one moment. The fields are those of a JSON line, docs/convert.md describes them.
+
+    Attributes:
+        bytes, total: written so far, and to be written.
+        rate: bytes per second over the last ten seconds; at the end over the whole copy.
+        eta_s: seconds left at that rate; `None` while nothing has been written.
+        file: the file that was written to last; `None` at the beginning and the end.
+        rss: resident memory of this process, in bytes.
+        seconds: since the beginning.
+    """
+
+    bytes: int
+    total: int
+    rate: float
+    eta_s: float | None
+    file: str | None
+    rss: int
+    seconds: float
+
+
+class Meter:
+    """Counts, and says now and then how far the copy is; `show` is what a display adds.
+
+    Args:
+        every: least number of seconds between two calls of `show`.
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._total = self._done = 0
+        self._began = self._said = 0.0
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def start(self, total_bytes: int) -> None:
+        """Begin to count."""
+        self._total, self._done = total_bytes, 0
+        self._began = self._said = time.monotonic()
+        self._marks = deque([(self._began, 0)])
+        self.show("start", self._state(self._began, None))
+
+    def advance(self, nbytes: int, label: str) -> None:
+        """Count, and say so if that was long enough ago."""
+        self._done += nbytes
+        now = time.monotonic()
+        if now - self._said >= self._every:
+            self._said = now
+            self._marks.append((now, self._done))
+            while len(self._marks) > 2 and now - self._marks[1][0] > _WINDOW:
+                self._marks.popleft()
+            self.show("progress", self._state(now, label))
+
+    def finish(self) -> None:
+        """Say how far it came."""
+        self._marks = deque([(self._began, 0)])
+        self.show("end", self._state(time.monotonic(), None))
+
+    def _state(self, now: float, file: str | None) -> State:
+        then, had = self._marks[0]
+        rate = (self._done - had) / max(now - then, 1e-9)
+        left = (self._total - self._done) / rate if rate else None
+        return State(self._done, self._total, rate, left, file, _resident(), now - self._began)
+
+    def show(self, event: str, state: State) -> None:
+        """Tell somebody. `event` is `start`, `progress` or `end`."""
+
+
+class PlainProgress(Meter):
     """A line now and then, for logs.
 
     Args:
@@ -47,59 +123,54 @@ class PlainProgress:
     """
 
     def __init__(self, stream: IO[str] | None = None, every: float = 5.0) -> None:
+        super().__init__(every)
         self._stream = stream if stream is not None else sys.stderr
-        self._every = every
-        self._total = self._done = 0
-        self._began = self._said = 0.0
-        self._label = ""
 
-    def start(self, total_bytes: int) -> None:
-        """Begin to count."""
-        self._total, self._done = total_bytes, 0
-        self._began = self._said = time.monotonic()
-
-    def advance(self, nbytes: int, label: str) -> None:
-        """Count, and say so if the last line is old enough."""
-        self._done += nbytes
-        self._label = label
-        now = time.monotonic()
-        if now - self._said >= self._every:
-            self._said = now
-            self._say(self._line(now))
-
-    def finish(self) -> None:
-        """Say how far it came."""
-        self._label = ""
-        self._say(self._line(time.monotonic()))
-
-    def _line(self, now: float) -> str:
-        share = 100 * self._done // self._total if self._total else 100
-        rate = self._done / max(now - self._began, 1e-9)
-        text = f"{share:3d} %  {_size(self._done)} of {_size(self._total)}  {_size(rate)}/s"
-        return f"{text}  {self._label}".rstrip()
-
-    def _say(self, line: str) -> None:
-        self._stream.write(line + "\n")
+    def show(self, event: str, state: State) -> None:
+        """Write the line."""
+        if event == "start":
+            return
+        share = 100 * state.bytes // state.total if state.total else 100
+        line = f"{share:3d} %  {human_bytes(state.bytes)} of {human_bytes(state.total)}  {human_bytes(state.rate)}/s"
+        if event == "end":
+            line += f"  {human_seconds(state.seconds)}"
+        elif state.eta_s is not None:
+            line += f"  {human_seconds(state.eta_s)} left"
+        line += f"  {human_bytes(state.rss)} of memory"
+        self._stream.write(f"{line}  {state.file}\n" if state.file else f"{line}\n")
         self._stream.flush()
 
 
-class JsonProgress(PlainProgress):
-    """The same as JSON lines: `event`, `bytes`, `total_bytes`, `seconds`, and `file` while one is being written."""
+class JsonProgress(Meter):
+    """JSON lines for machines: `event` and the fields of `State`."""
 
-    def _line(self, now: float) -> str:
-        line: dict[str, object] = {"event": "progress", "bytes": self._done, "total_bytes": self._total}
-        line["seconds"] = round(now - self._began, 3)
-        if self._label:
-            line["file"] = self._label
-        return json.dumps(line)
+    def __init__(self, stream: IO[str] | None = None, every: float = 1.0) -> None:
+        super().__init__(every)
+        self._stream = stream if stream is not None else sys.stderr
+
+    def show(self, event: str, state: State) -> None:
+        """Write the line."""
+        line = {
+            "event": event, "bytes": state.bytes, "total": state.total, "rate": round(state.rate),
+            "eta_s": None if state.eta_s is None else round(state.eta_s, 1), "file": state.file, "rss": state.rss,
+            "seconds": round(state.seconds, 3),
+        }  # fmt: skip
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
 
 
-def progress_for(stream: IO[str], mode: Mode = "auto") -> Progress:
-    """The progress display for a stream: with `auto` a bar on a terminal, lines elsewhere."""
-    if mode == "none":
+def progress_for(stream: IO[str], mode: Mode = "auto", *, rank: int = 0) -> Progress:
+    """The progress display for a stream: with `auto` a bar on a terminal, lines elsewhere.
+
+    Args:
+        stream: usually stderr.
+        mode: what the user asked for.
+        rank: of this process among those that share the work; only the first shows anything.
+    """
+    if mode == "none" or rank > 0:
         return NoProgress()
     if mode == "json":
-        return JsonProgress(stream, every=1.0)
+        return JsonProgress(stream)
     if mode == "auto" and stream.isatty():
         return _bar(stream)
     return PlainProgress(stream)
@@ -108,42 +179,41 @@ def progress_for(stream: IO[str], mode: Mode = "auto") -> Progress:
 def _bar(stream: IO[str]) -> Progress:
     # rich takes a tenth of a second to import, which commands without a bar need not spend
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as RichProgress
 
     bar = RichProgress(
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}", markup=False),
         TextColumn("{task.description}", markup=False),
         console=Console(file=stream),
         transient=True,
     )
 
-    class Bar:
+    class Bar(Meter):
         """A bar that leaves nothing behind."""
 
-        def start(self, total_bytes: int) -> None:
-            """Show the bar."""
-            bar.add_task("", total=total_bytes)
-            bar.start()
+        def show(self, event: str, state: State) -> None:
+            """Draw the bar; its own thread does so ten times a second."""
+            left = "" if state.eta_s is None else f"{human_seconds(state.eta_s)} left  "
+            numbers = (
+                f"{human_bytes(state.bytes)} of {human_bytes(state.total)}  {human_bytes(state.rate)}/s  "
+                f"{left}{human_bytes(state.rss)} of memory"
+            )
+            if event == "start":
+                bar.add_task("", total=state.total, numbers=numbers)
+                bar.start()
+            elif event == "end":
+                bar.stop()
+            else:
+                bar.update(bar.task_ids[-1], completed=state.bytes, description=state.file or "", numbers=numbers)
 
-        def advance(self, nbytes: int, label: str) -> None:
-            """Move the bar."""
-            bar.update(bar.task_ids[0], advance=nbytes, description=label)
-
-        def finish(self) -> None:
-            """Take the bar away."""
-            bar.stop()
-
-    return Bar()
+    return Bar(0.1)
 
 
-def _size(nbytes: float) -> str:
-    """Bytes for people, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"
+def _resident() -> int:
+    """Resident memory of this process in bytes; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0

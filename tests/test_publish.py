@@ -1,20 +1,16 @@
-"""Publishing a folder: complete or not at all; and the progress displays beside it."""
+"""Publishing a folder: complete or not at all."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from mapspec.errors import ConvertError
-from mapspec.progress import JsonProgress, NoProgress, PlainProgress, progress_for
 from mapspec.publish import leftovers, publishing
 
 
@@ -159,54 +155,3 @@ def test_everything_is_on_disk_before_the_rename(tmp_path: Path) -> None:
         (folder / "sub").mkdir()
         (folder / "sub" / "x").write_text("1")
     assert synced == ["x", "sub", ".model", tmp_path.name]
-
-
-def test_plain_and_json_progress() -> None:
-    stream = io.StringIO()
-    plain = PlainProgress(stream, every=0)
-    plain.start(2_000_000)
-    plain.advance(500_000, "a.safetensors")
-    plain.finish()
-    first, last = stream.getvalue().splitlines()
-    assert first.startswith(" 25 %  500.0 kB of 2.0 MB  ")
-    assert first.endswith("/s  a.safetensors")
-    assert last.startswith(" 25 %")
-    stream = io.StringIO()
-    lines = JsonProgress(stream, every=0)
-    lines.start(10)
-    lines.advance(10, "a")
-    lines.finish()
-    first_line, last_line = map(json.loads, stream.getvalue().splitlines())
-    assert (first_line["bytes"], first_line["total_bytes"], first_line["file"]) == (10, 10, "a")
-    assert "file" not in last_line
-    quiet = io.StringIO()
-    seldom = PlainProgress(quiet)
-    seldom.start(0)
-    seldom.advance(0, "a")
-    seldom.finish()
-    assert quiet.getvalue() == "100 %  0 B of 0 B  0 B/s\n"
-
-
-def test_the_display_follows_the_stream() -> None:
-    stream = io.StringIO()
-    assert type(progress_for(stream)) is PlainProgress
-    assert type(progress_for(stream, "plain")) is PlainProgress
-    assert type(progress_for(stream, "json")) is JsonProgress
-    assert type(progress_for(stream, "none")) is NoProgress
-    with mock.patch.object(stream, "isatty", return_value=True):
-        bar = progress_for(stream)
-        bar.start(100)
-        worker = threading.Thread(target=bar.advance, args=(100, "[a]"))
-        worker.start()
-        worker.join()
-        bar.finish()
-        assert type(progress_for(stream, "plain")) is PlainProgress
-    assert (
-        "rich"
-        not in subprocess.run(
-            [sys.executable, "-c", "import sys, mapspec.progress, mapspec.copy, mapspec.publish; print(*sys.modules)"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -59,7 +60,7 @@ def convert(
     """Convert a checkpoint, in either direction. The result appears complete or not at all."""
     from mapspec.convert import Output, convert
     from mapspec.progress import progress_for
-    from mapspec.render.plan import render_converted
+    from mapspec.render.summary import render_converted
 
     output = Output(
         destination,
@@ -71,7 +72,7 @@ def convert(
     request = make_request(
         source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config
     )
-    done = convert(request, output, progress_for(sys.stderr, progress.value))
+    done = convert(request, output, progress_for(sys.stderr, progress.value, rank=int(os.environ.get("RANK", "0"))))
     typer.echo(render_converted(done, format.value))
 
 

@@ -11,18 +11,9 @@ from typing import Any
 
 from mapspec.render.findings import FORMAT_VERSION
 
-__all__ = ["SIDES", "as_json", "draw_grid", "human_bytes"]
+__all__ = ["SIDES", "as_json", "draw_grid"]
 
 SIDES = {"hf": "Hugging Face", "megatron": "Megatron", "stored": "torch_dist"}
-
-
-def human_bytes(n: float) -> str:
-    """Bytes in decimal units, as disks and networks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(n) < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"
 
 
 def as_json(kind: str, body: dict[str, Any]) -> str:
@@ -32,20 +23,27 @@ def as_json(kind: str, body: dict[str, Any]) -> str:
 def draw_grid(columns: Sequence[str], rows: Iterable[Sequence[str]], format: str) -> str:
     """A table as Markdown, or drawn for a terminal of any width (long names are folded, never cut)."""
     if format == "md":
-        escaped = (["`" + c + "`" if "{" in c or "." in c else c for c in row] for row in rows)
-        lines = [columns, ["---"] * len(columns), *escaped]
+        lines = [columns, ["---"] * len(columns), *([_md_cell(cell) for cell in row] for row in rows)]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
     from rich.console import Console
     from rich.table import Table as RichTable
 
     grid = RichTable(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for i, name in enumerate(columns):
-        grid.add_column(name, overflow="fold", justify="right" if i and name in ("tensors", "elements") else "left")
+        grid.add_column(
+            name, overflow="fold", justify="right" if i and name in ("tensors", "elements", "bytes") else "left"
+        )
     for row in rows:
         grid.add_row(*(cell.replace("[", r"\[") for cell in row))
     stream = io.StringIO()
     Console(file=stream, width=_width(), force_terminal=False).print(grid)
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+
+
+def _md_cell(cell: str) -> str:
+    """Names as code, each on a line of the cell."""
+    lines = [f"`{line}`" if ("{" in line or "." in line) and " " not in line else line for line in cell.split("\n")]
+    return "<br>".join(lines)
 
 
 def _width() -> int:

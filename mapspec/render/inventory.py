@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mapspec.amounts import human_bytes
 from mapspec.bind import Choices, bind
 from mapspec.inventory import LocalTensor, local_inventory, pipeline_stages
 from mapspec.link import link_spec
@@ -15,7 +16,7 @@ from mapspec.provider.pattern import parse_pattern
 from mapspec.provider.provider import Provider
 from mapspec.provider.render import _overrides
 from mapspec.ranks import Shard
-from mapspec.render.grid import as_json, draw_grid, human_bytes
+from mapspec.render.grid import as_json, draw_grid
 from mapspec.table import Table, build_table
 
 __all__ = ["Inventory", "Stage", "inventory_of", "inventory_report", "render_inventory"]

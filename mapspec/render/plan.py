@@ -6,18 +6,18 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from mapspec.amounts import human_bytes
 from mapspec.boxes import show_box
 from mapspec.collapse import collapse
-from mapspec.convert import Converted
 from mapspec.plan import Plan
 from mapspec.prepare import Prepared
 from mapspec.render.findings import render_findings, shorten
-from mapspec.render.grid import SIDES, as_json, draw_grid, human_bytes
+from mapspec.render.grid import SIDES, as_json, draw_grid
 from mapspec.render.show import grouped, proof_line
 from mapspec.tensors import StoredTensor
 from mapspec.verify import Verified
 
-__all__ = ["render_converted", "render_plan", "render_verified"]
+__all__ = ["accounted", "by_reason", "patterns_of", "render_plan", "render_verified"]
 
 
 def render_plan(prepared: Prepared, format: str = "text") -> str:
@@ -35,10 +35,7 @@ def render_plan(prepared: Prepared, format: str = "text") -> str:
         "",
         draw_grid(("source", "", "target", "tensors", "rule"), _plan_rows(plan), format),
         "",
-        *_steps(plan),
-        *(f"passed through  `{name}`: {why}" for name, why in plan.coverage.passthrough),
-        *(f"left behind  {count} x `{pattern}`: {why}" for pattern, count, why in _ignored(plan)),
-        *_notes(prepared),
+        *accounted(prepared),
         proof_line(prepared.proof),
     ]
     return "\n".join(lines)
@@ -57,15 +54,30 @@ def _plan_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
         names = {
             s: collapse([n for row in rows for n in row.names(s)]) for s in (plan.source_surface, plan.target_surface)
         }
-        source, target = (_patterns(names[s]) for s in (plan.source_surface, plan.target_surface))
+        source, target = (patterns_of(names[s]) for s in (plan.source_surface, plan.target_surface))
         at = f"{shorten(forms.rule.span.path)}:{forms.rule.span.line}"
         out.append((source, "->", target, str(len(rows)), at))
     return out
 
 
-def _patterns(collapsed: Sequence[tuple[str, int]]) -> str:
+def patterns_of(collapsed: Sequence[tuple[str, int]]) -> str:
+    """Up to six patterns, one to a line, and how many more there are."""
     shown = [pattern for pattern, _ in collapsed[:6]]
     return "\n".join([*shown, *([f"... {len(collapsed) - 6} more"] if len(collapsed) > 6 else [])])
+
+
+def accounted(prepared: Prepared) -> list[str]:
+    """Everything that is not a plain copy: value steps, what has no place on the other side, notes."""
+    plan = prepared.plan
+    return [
+        *_steps(plan),
+        *(
+            f"passed through  {count} x `{pattern}`: {why}"
+            for pattern, count, why in by_reason(plan.coverage.passthrough)
+        ),
+        *(f"left behind  {count} x `{pattern}`: {why}" for pattern, count, why in by_reason(plan.coverage.ignored)),
+        *_notes(prepared),
+    ]
 
 
 def _steps(plan: Plan) -> list[str]:
@@ -81,9 +93,10 @@ def _some(names: Sequence[str], most: int = 4) -> str:
     return f"{', '.join(patterns[:most])}{more} ({len(names):,} tensor{'s' if len(names) != 1 else ''})"
 
 
-def _ignored(plan: Plan) -> list[tuple[str, int, str]]:
+def by_reason(named: Sequence[tuple[str, str]]) -> list[tuple[str, int, str]]:
+    """(pattern, how many, reason) of names with reasons."""
     reasons: dict[str, list[str]] = {}
-    for name, why in plan.coverage.ignored:
+    for name, why in named:
         reasons.setdefault(why, []).append(name)
     return [(pattern, count, why) for why, names in reasons.items() for pattern, count in collapse(names)]
 
@@ -117,32 +130,6 @@ def _plan_json(prepared: Prepared) -> dict[str, Any]:
         "passthrough": dict(plan.coverage.passthrough),
         "ignored": dict(plan.coverage.ignored),
     }
-
-
-def render_converted(done: Converted, format: str = "text") -> str:
-    """What a conversion did; `convert`."""
-    plan, copied = done.prepared.plan, done.copied
-    rate = copied.nbytes / copied.seconds if copied.seconds else 0.0
-    if format == "json":
-        body = {
-            "destination": str(done.destination), "mapping": plan.table.bound.linked.name,
-            "table_hash": plan.table.hash, "tensors_read": len(plan.coverage.mapped), "tensors_written": copied.tensors,
-            "files": copied.files, "bytes": copied.nbytes, "copy_seconds": copied.seconds, "seconds": done.seconds,
-            "value_steps": len(plan.steps), "carried": list(done.carried),
-        }  # fmt: skip
-        return as_json("converted", body)
-    lines = [
-        f"wrote {done.destination}  ({SIDES[plan.target_surface]}, by {plan.table.bound.linked.name})",
-        f"  {len(plan.coverage.mapped):,} tensors read, {copied.tensors:,} written in {copied.files} files, "
-        f"{human_bytes(copied.nbytes)} in {copied.seconds:.2f} s ({human_bytes(rate)}/s; {done.seconds:.2f} s in all)",
-        *(f"  {line}" for line in _steps(plan)),
-        *(f"  passed through `{name}`: {why}" for name, why in plan.coverage.passthrough),
-        *(f"  left behind {count} x `{pattern}`: {why}" for pattern, count, why in _ignored(plan)),
-        *(f"  {line}" for line in _notes(done.prepared)),
-    ]
-    if done.carried:
-        lines.append(f"  carried along: {', '.join(done.carried)}")
-    return "\n".join(lines)
 
 
 def render_verified(done: Verified, format: str = "text") -> str:
