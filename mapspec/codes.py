@@ -437,6 +437,16 @@ CODES: dict[str, Code] = {
         "A rule that ends in `**` takes what a checkpoint holds; nothing says how the ranks of a model hold it.",
         "Write one rule per weight, or convert the checkpoint and load the result with Megatron-Core.",
     ),
+    "MS760": Code(
+        "media-without-place",
+        "Images, video or sound of an input and the placeholder tokens for them do not go together.",
+        "Let the processor that made the tokens make the media too; the message says what was counted.",
+    ),
+    "MS761": Code(
+        "multimodal-model-unknown",
+        "Encoders or a layout of them were asked for that are not built here.",
+        "Set the field that the message names.",
+    ),
     "MS801": Code(
         "tensor-on-one-side",
         "One of the two checkpoints holds tensors that the other lacks.",
