@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xxhash import xxh3_128
+
 from mapspec._version import __version__
+from mapspec.certificate import FORMAT_VERSION, FileRecord, seal
 from mapspec.copying.compare import first_difference
 from mapspec.diagnostics import Diagnostic
 from mapspec.documents import bundled_folder
@@ -16,13 +19,11 @@ from mapspec.errors import ConvertError
 from mapspec.fill import Part
 from mapspec.io.json_config import write_config
 from mapspec.plan import ValueStep
-from mapspec.sources import Reference
+from mapspec.sources import MANIFEST, Reference
 from mapspec.table import Table
 from mapspec.tensors import StoredTensor, whole
 
-__all__ = ["FORMAT_VERSION", "carry", "check_tie", "config_bytes", "record", "with_dtype", "write_file"]
-
-FORMAT_VERSION = "1.0"
+__all__ = ["carry", "check_tie", "config_bytes", "record", "with_dtype", "write_certificate", "write_file"]
 
 
 def carry(reference: Reference, folder: Path) -> tuple[str, ...]:
@@ -75,8 +76,8 @@ def config_bytes(reference: Reference, config: Mapping[str, Any]) -> bytes:
 def record(
     table: Table, *, source: Mapping[str, Any], written: str, sets: Sequence[str], tensors: Mapping[str, int],
     steps: Sequence[ValueStep], **more: Any,
-) -> bytes:  # fmt: skip
-    """Content of `mapspec.json`. Readers accept equal major parts of `format_version`.
+) -> dict[str, Any]:  # fmt: skip
+    """The head of `mapspec.json`: what was done. Readers accept equal major parts of `format_version`.
 
     Args:
         table: what was applied.
@@ -92,7 +93,7 @@ def record(
     mapping: dict[str, Any] = {"name": metadata.name, "version": metadata.version, "table_hash": table.hash}
     if bundled_folder("mappings") not in document.path.parents:
         mapping["path"] = str(document.path.resolve())
-    content = {
+    return {
         "format_version": FORMAT_VERSION,
         "mapspec": __version__,
         "mapping": mapping,
@@ -106,7 +107,31 @@ def record(
         "value_steps": [{"kind": s.kind, "detail": s.detail, "tensors": list(s.tensors)} for s in steps],
         **more,
     }
-    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def write_certificate(
+    home: Path, head: Mapping[str, Any], records: Mapping[str, FileRecord], above: Iterable[str] = ()
+) -> None:
+    """Write `mapspec.json`, when all other files are there.
+
+    Args:
+        home: the folder that it describes.
+        head: see `record`.
+        records: of files that were hashed as they were written; all others below `home` are read here.
+        above: names of files beside `home` that belong to it.
+
+    Raises:
+        ConvertError: MS704.
+    """
+    below = {path.relative_to(home).as_posix(): path for path in home.rglob("*") if path.is_file()}
+    files = {name: records.get(name) or _read_record(path) for name, path in below.items()}
+    beside = {name: _read_record(home.parent / name) for name in above}
+    write_file(home / MANIFEST, seal(head, files, beside))
+
+
+def _read_record(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        return FileRecord(path.stat().st_size, hashlib.file_digest(file, xxh3_128).hexdigest())
 
 
 def check_tie(copy: StoredTensor, original: StoredTensor, root: Path) -> None:

@@ -387,6 +387,56 @@ CODES: dict[str, Code] = {
         "Values change their dtype on the way, which torch does; plain copies need none.",
         'Install it: pip install "mapspec[convert]".',
     ),
+    "MS730": Code(
+        "no-certificate",
+        "The folder has no `mapspec.json` with digests, so it cannot be verified alone.",
+        "Compare it with another checkpoint (`mapspec verify A B`), or convert again.",
+    ),
+    "MS731": Code(
+        "certificate-damaged",
+        "`mapspec.json` is not as it was written.",
+        "Restore it from a copy of the checkpoint, or convert again.",
+    ),
+    "MS732": Code(
+        "tensor-changed",
+        "The bytes of a tensor are not those that were written.",
+        "Restore the file from a copy, or convert again; a disk or a transfer has damaged it.",
+    ),
+    "MS733": Code(
+        "file-gone",
+        "A file of the checkpoint is gone.",
+        "Restore it from a copy, or convert again.",
+    ),
+    "MS734": Code(
+        "file-size-changed",
+        "A file with tensors is shorter or longer than it was written.",
+        "Fetch or copy it again; a transfer was probably cut off.",
+    ),
+    "MS735": Code(
+        "file-replaced",
+        "Nothing in a file is where it was written: another tool has written it anew, or files were exchanged.",
+        "Restore the file, or convert again; a certificate does not apply to what other tools write.",
+    ),
+    "MS736": Code(
+        "framing-changed",
+        "Bytes around the tensors of a file, its header or framing, are not those that were written.",
+        "Restore the file from a copy, or convert again.",
+    ),
+    "MS737": Code(
+        "file-unknown",
+        "The folder holds a file that was not written with the checkpoint; a loader may read it.",
+        "Move the file elsewhere.",
+    ),
+    "MS738": Code(
+        "side-file-changed",
+        "A file beside the tensors, such as config.json, an index or a tokenizer, is not as it was written.",
+        "Restore it. If it was changed on purpose, convert with `--set` or `--reference` instead.",
+    ),
+    "MS739": Code(
+        "file-not-read",
+        "A file of the checkpoint could not be read.",
+        "Check the disk and the permissions, then verify again.",
+    ),
     "MS750": Code(
         "no-live-model",
         "What was given is no model of Megatron-Core whose parameters could be filled or read.",

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from mapspec.beside import carry, check_tie, config_bytes, record, write_file
+from mapspec.beside import carry, check_tie, config_bytes, record, write_certificate, write_file
+from mapspec.certificate import FileRecord, file_records
 from mapspec.copy import CopyReport, execute
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
@@ -31,7 +33,7 @@ from mapspec.io.torch_dist import (
 from mapspec.prepare import Prepared, Request, prepare
 from mapspec.progress import Progress
 from mapspec.publish import publishing
-from mapspec.sources import CARRIED, MANIFEST, PASSTHROUGH
+from mapspec.sources import CARRIED, PASSTHROUGH, identity_of
 from mapspec.tensors import Chunk, StoredTensor, whole
 
 __all__ = ["Converted", "Output", "convert"]
@@ -123,7 +125,7 @@ def _write_megatron(
     small = {**layout.small_files, "common.pt": common_pt(common_state_for_weights(output.iteration or 0))}
     layout = replace(layout, small_files=small)
     copied = _run(list(plan.fills(layout)), layout, prepared.source.root, home, output, progress)
-    _keep_passthrough(prepared, home / CARRIED, output)
+    records = file_records(copied.done, layout.tensors) | _keep_passthrough(prepared, home / CARRIED, output)
     carried = carry(reference, home / CARRIED)
     write_file(home / CARRIED / "config.json", config_bytes(reference, prepared.written_config))
     index = {"metadata": {}, "weight_map": dict(reference.shard_of)}
@@ -132,20 +134,22 @@ def _write_megatron(
         write_file(home / "run_config.yaml", prepared.run_config.text.encode())
         write_file(home / "train_state.pt", train_state_pt(output.iteration or 0))
         write_file(folder / "latest_train_state.pt", train_state_pt(output.iteration or 0))
-    write_file(home / MANIFEST, _record(prepared, layout))
     write_file(folder / TRACKER, tracker_text(output.iteration))
+    above = [path.name for path in folder.iterdir() if path.is_file()]
+    write_certificate(home, _record(prepared, layout), records, above)
     return copied, carried
 
 
-def _keep_passthrough(prepared: Prepared, folder: Path, output: Output) -> None:
+def _keep_passthrough(prepared: Prepared, folder: Path, output: Output) -> dict[str, FileRecord]:
     """Tensors that Megatron has no place for wait in a safetensors file of their own."""
     tensors = [prepared.source.tensors[name] for name, _ in prepared.plan.coverage.passthrough]
     if not tensors:
-        return
+        return {}
     new = [_same(tensor) for tensor in tensors]
     layout = layout_safetensors(new, file_of={tensor.name: PASSTHROUGH for tensor in new})
     fills = _identity(tensors, layout)
-    _run(fills, replace(layout, small_files={}), prepared.source.root, folder, output, None)
+    copied = _run(fills, replace(layout, small_files={}), prepared.source.root, folder, output, None)
+    return file_records(copied.done, layout.tensors, f"{CARRIED}/")
 
 
 def _write_hf(
@@ -162,7 +166,7 @@ def _write_hf(
     copied = _run(fills, layout, prepared.source.root, folder, output, progress)
     carried = carry(reference, folder)
     write_file(folder / "config.json", config_bytes(reference, prepared.written_config))
-    write_file(folder / MANIFEST, _record(prepared, layout))
+    write_certificate(folder, _record(prepared, layout), file_records(copied.done, layout.tensors))
     return copied, carried
 
 
@@ -201,11 +205,11 @@ def _run(
     )  # fmt: skip
 
 
-def _record(prepared: Prepared, layout: Layout) -> bytes:
+def _record(prepared: Prepared, layout: Layout) -> dict[str, Any]:
     plan = prepared.plan
     return record(
         prepared.table,
-        source={"kind": prepared.source.kind, "path": str(prepared.source.path.resolve())},
+        source=identity_of(prepared.source),
         written=prepared.to,
         sets=prepared.request.sets,
         tensors={"read": len(plan.coverage.mapped), "written": len(layout.tensors)},

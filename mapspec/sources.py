@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
 from mapspec.io.hf_folder import HFCheckpoint, open_hf
+from mapspec.io.identity import identify
 from mapspec.io.json_config import read_config
 from mapspec.io.opened import Stamp
 from mapspec.io.safetensors_header import Header, read_header
 from mapspec.io.safetensors_index import INDEX_FILE
 from mapspec.io.side_files import sort_files
-from mapspec.io.torch_dist import is_torch_dist, open_torch_dist
+from mapspec.io.torch_dist import METADATA, is_torch_dist, open_torch_dist
 from mapspec.tensors import StoredTensor
 
-__all__ = ["CARRIED", "MANIFEST", "Kind", "Reference", "Source", "open_reference", "open_source", "source_kind"]
+__all__ = [
+    "CARRIED",
+    "MANIFEST",
+    "Kind",
+    "Reference",
+    "Source",
+    "identity_of",
+    "open_reference",
+    "open_source",
+    "source_kind",
+]
 
 type Kind = Literal["hf", "megatron"]
 
@@ -116,6 +127,15 @@ def open_source(path: Path) -> Source:
     return Source(
         "megatron", path, ckpt.folder, ckpt.stamps, ckpt.tensors, ckpt.left_out, reference, manifest, ckpt.run_config
     )
+
+
+def identity_of(source: Source) -> dict[str, Any]:
+    """What tells a source from another one without reading it whole: kind, path, and each file's size, time of change
+    (nanoseconds) and digest of its head. Raises `OSError`."""
+    files = {chunk.file for tensor in source.tensors.values() for chunk in tensor.chunks}
+    files |= {name for name in ("config.json", INDEX_FILE, METADATA) if (source.root / name).is_file()}
+    found = {name: asdict(identity) for name, identity in identify(source.root, files).items()}
+    return {"kind": source.kind, "path": str(source.path.resolve()), "files": found}
 
 
 def open_reference(path: Path) -> Reference:

@@ -35,9 +35,10 @@ LAYERS = (
     ("prove", "coverage", "ranks"),
     ("mapping",),
     ("plan", "lint"),
+    ("certificate",),
     ("beside",),
     ("prepare",),
-    ("convert", "verify", "inventory"),
+    ("convert", "verify", "intact", "inventory"),
     ("live",),
     ("render", "logits"),  # a package of its own with its own renderer
     ("cli",),

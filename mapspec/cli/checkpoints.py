@@ -104,7 +104,9 @@ def plan(
 @app.command()
 def verify(
     left: Annotated[Path, typer.Argument(help="Checkpoint folder, of either kind.", show_default=False)],
-    right: Annotated[Path, typer.Argument(help="The other one.", show_default=False)],
+    right: Annotated[
+        Path | None, typer.Argument(help="The other one. Without it: LEFT against its own certificate.")
+    ] = None,
     spec: SpecOpt = None,
     flavour: FlavourOpt = None,
     set_: SetOpt = None,
@@ -115,9 +117,20 @@ def verify(
     tokens: Annotated[int, typer.Option(help="With --logits: tokens in each sequence.", min=1)] = 67,
     seed: Annotated[int, typer.Option(help="With --logits: seed of the tokens.")] = 0,
     device: Annotated[Device, typer.Option(help="With --logits: where the models run.")] = Device.AUTO,
+    progress: Annotated[ProgressMode, typer.Option(help="With one folder: progress on stderr.")] = ProgressMode.AUTO,
     format: FindingFormatOpt = FindingFormat.TEXT,
 ) -> None:
-    """Compare two checkpoints, across kinds: bit for bit, or by what their models compute (--logits)."""
+    """Check a checkpoint against its certificate, or compare two: bit for bit, or by what they compute (--logits)."""
+    if right is None:
+        from mapspec.intact import check_intact
+        from mapspec.progress import progress_for
+        from mapspec.render.plan import render_checked
+
+        if logits:
+            raise typer.BadParameter("--logits compares two checkpoints; name the other one", param_hint="RIGHT")
+        checked = check_intact(left, progress=progress_for(sys.stderr, progress.value))
+        typer.echo(render_checked(checked, format.value))
+        raise typer.Exit(1 if checked.findings else 0)
     if logits:
         from mapspec.choose import parse_pairs
         from mapspec.logits import compare_logits, render_logits

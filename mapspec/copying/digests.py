@@ -97,6 +97,10 @@ class Digester:
         else:
             self._open[position] = (hasher, at + len(view))
 
+    def so_far(self) -> tuple[tuple[str | None, ...], str]:
+        """The digest of each chunk (`None` if bytes are lacking), and that of everything around them."""
+        return tuple(self._hex), self._rest.hexdigest()
+
     def done(self, file: str, size: int) -> FileDone:
         """What has come of the file, once all of it has been taken in."""
         digests = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def write_beside(
         "reference": following.where,
     }
     counts = {"read": len(live.table.rows) - len(live.unheld), "written": len(layout.tensors)}
-    text = record(
+    head = record(
         live.table, source=source, written="hf", sets=sets, tensors=counts, steps=steps, left_out=list(live.unheld)
     )
-    write_file(folder / MANIFEST, text)
+    write_file(folder / MANIFEST, (json.dumps(head, indent=1) + "\n").encode())

@@ -9,6 +9,7 @@ from typing import Any
 from mapspec.amounts import human_bytes
 from mapspec.boxes import show_box
 from mapspec.collapse import collapse
+from mapspec.intact import Checked
 from mapspec.plan import Plan
 from mapspec.prepare import Prepared
 from mapspec.render.findings import render_findings, shorten
@@ -17,7 +18,7 @@ from mapspec.render.show import grouped, proof_line
 from mapspec.tensors import StoredTensor
 from mapspec.verify import Verified
 
-__all__ = ["accounted", "by_reason", "patterns_of", "render_plan", "render_verified"]
+__all__ = ["accounted", "by_reason", "patterns_of", "render_checked", "render_plan", "render_verified"]
 
 
 def render_plan(prepared: Prepared, format: str = "text") -> str:
@@ -143,3 +144,18 @@ def render_verified(done: Verified, format: str = "text") -> str:
     if not done.findings:
         return f"equal, bit for bit: {compared}"
     return f"{render_findings(done.findings, format)}\n{compared}"
+
+
+def render_checked(done: Checked, format: str = "text") -> str:
+    """How a checkpoint compares with its certificate; `verify` with one folder."""
+    head = done.certificate.head
+    if format == "json":
+        findings = json.loads(render_findings(done.findings, "json"))["findings"]
+        body = {"folder": str(done.folder), "tensors": done.tensors, "files": done.files, "bytes": done.nbytes}
+        return as_json("checked", {**body, "intact": not done.findings, "findings": findings})
+    noun = "tensor" if done.tensors == 1 else "tensors"
+    checked = f"{done.tensors:,} {noun} and all else in {done.files:,} files, {human_bytes(done.nbytes)} read"
+    if done.findings:
+        return f"{render_findings(done.findings, format)}\n{checked}"
+    mapping = head["mapping"]
+    return f"as written by mapspec {head['mapspec']} ({mapping['name']}@{mapping['version']}): {checked}"

@@ -33,6 +33,7 @@ import typer
 from safetensors.torch import load_file, save_file
 
 from mapspec import cli
+from mapspec.certificate import read_certificate
 from mapspec.codes import CODES
 from mapspec.documents import read_mapping
 from mapspec.errors import MapspecError
@@ -126,6 +127,22 @@ def _swapped(folder: Path) -> None:
     _converted(folder)
 
 
+def _flipped(folder: Path) -> None:
+    """Converted, with one bit of a tensor flipped."""
+    _converted(folder)
+    path = folder / "iter_0000000" / "__0_0.distcp"
+    chunks = read_certificate(path.with_name("mapspec.json")).files[path.name].chunks
+    data = bytearray(path.read_bytes())
+    data[chunks[-1][1] + 1] ^= 16
+    path.write_bytes(data)
+
+
+def _cut_off(folder: Path) -> None:
+    _converted(folder)
+    with (folder / "iter_0000000" / "__0_1.distcp").open("r+b") as file:
+        file.truncate(10_000)
+
+
 def _acme(folder: Path) -> None:
     """The variant of docs/variant.md."""
     tensors = {}
@@ -170,6 +187,8 @@ FOLDERS: Mapping[str, Mapping[str, tuple[str, Callable[[Path], None] | None]]] =
         "my-model": ("mtp1", None),
         "my-megatron": ("mtp1", _converted),
         "native-names": ("mtp1", _native_names),
+        "flipped": ("mtp1", _flipped),
+        "cut-off": ("mtp1", _cut_off),
         "swapped": ("mtp1", _swapped),
     },
 }

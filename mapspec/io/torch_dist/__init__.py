@@ -1,6 +1,7 @@
 """The `torch_dist` format: Megatron-Core checkpoints, read and laid out without torch or megatron-core."""
 
 from mapspec.io.torch_dist.folder import (
+    METADATA,
     TRACKER,
     common_state_for_weights,
     find_folder,
@@ -20,6 +21,7 @@ from mapspec.io.torch_dist.read import TorchDistCheckpoint, open_torch_dist
 from mapspec.io.torch_dist.write import layout_torch_dist
 
 __all__ = [
+    "METADATA",
     "TRACKER",
     "TorchDistCheckpoint",
     "common_pt",

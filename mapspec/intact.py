@@ -1,0 +1,238 @@
+"""`mapspec verify DIR`: is a checkpoint still what was written? Its certificate against one read of every file."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapspec.certificate import Certificate, FileRecord, read_certificate
+from mapspec.collapse import collapse
+from mapspec.copying.digests import Digester
+from mapspec.diagnostics import Diagnostic
+from mapspec.errors import CheckpointError
+from mapspec.io.torch_dist import TRACKER
+from mapspec.progress import NoProgress, Progress
+from mapspec.sources import MANIFEST
+
+__all__ = ["Checked", "check_intact"]
+
+_BLOCK = 1 << 20
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found.
+
+    Attributes:
+        folder: where the certificate lies.
+        certificate: what was promised.
+        tensors, files, nbytes: how many were checked; bytes of all files.
+        findings: what is no longer as it was written; empty if nothing.
+    """
+
+    folder: Path
+    certificate: Certificate
+    tensors: int
+    files: int
+    nbytes: int
+    findings: tuple[Diagnostic, ...]
+
+
+def check_intact(path: Path, *, threads: int | None = None, progress: Progress | None = None) -> Checked:
+    """Check a checkpoint that mapspec wrote. Every byte is read once, in bounded memory.
+
+    Args:
+        path: folder of the checkpoint; for Megatron-Core the iteration's folder or the one above.
+        threads: readers; by default one per usable core.
+        progress: told after every block.
+
+    Raises:
+        CheckpointError: there is no certificate (MS730), or it is damaged (MS731).
+    """
+    home = _home(path)
+    certificate = read_certificate(home / MANIFEST)
+    todo = {home / name: record for name, record in certificate.files.items()}
+    if home != path:
+        todo |= {path / name: record for name, record in certificate.above.items()}
+    findings = _Readers(todo, progress or NoProgress()).run(threads or len(os.sched_getaffinity(0)))
+    findings += [_extra(home, name) for name in _unknown(home, certificate)]
+    tensors = {chunk[0] for record in todo.values() for chunk in record.chunks}
+    nbytes = sum(record.size for record in todo.values())
+    ordered = tuple(sorted(findings, key=Diagnostic.sort_key))
+    return Checked(home, certificate, len(tensors), len(todo), nbytes, ordered)
+
+
+def _home(path: Path) -> Path:
+    """The folder with the certificate: `path` itself, or an iteration's folder below it."""
+    if (path / MANIFEST).is_file():
+        return path
+    below = sorted(p.parent for p in path.glob(f"*/{MANIFEST}") if p.parent.name.startswith(("iter_", "release")))
+    if len(below) > 1 and (path / TRACKER).is_file():
+        text = (path / TRACKER).read_bytes()[:64].decode("utf-8", "replace").strip()
+        below = [folder for folder in below if folder.name in (text, f"iter_{text:0>7}")] or below
+    if len(below) == 1:
+        return below[0]
+    message = f"there is no `{MANIFEST}`, so nothing says what this checkpoint has to be"
+    help_ = "only what `mapspec convert` wrote can be verified alone; compare it with another: `mapspec verify A B`"
+    if below:
+        message = f"there are several: {', '.join(f'`{folder.name}`' for folder in below)}"
+        help_ = f"name one of them, for example {below[-1]}"
+    raise CheckpointError(Diagnostic("MS730", message, where=str(path), help=help_))
+
+
+def _unknown(home: Path, certificate: Certificate) -> Iterator[str]:
+    """Files that the certificate does not know. Hidden ones are not looked at: no loader reads them."""
+    for folder, below, files in os.walk(home):
+        below[:] = sorted(name for name in below if not name.startswith(".") and name != "__pycache__")
+        for name in sorted(files):
+            relative = (Path(folder) / name).relative_to(home).as_posix()
+            if not name.startswith(".") and relative not in certificate.files and relative != MANIFEST:
+                yield relative
+
+
+def _extra(home: Path, name: str) -> Diagnostic:
+    help_ = "move it elsewhere; if another tool wrote this folder anew, its certificate no longer applies"
+    return Diagnostic(
+        "MS737", "the file was not there when the checkpoint was written", where=str(home / name), help=help_
+    )
+
+
+class _Readers:
+    """Threads that each read one file after the other, the largest first."""
+
+    def __init__(self, todo: dict[Path, FileRecord], progress: Progress) -> None:
+        self._queue = deque(sorted(todo.items(), key=lambda item: -item[1].size))
+        self._total = sum(record.size for record in todo.values())
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._findings: list[Diagnostic] = []
+        self._failure: BaseException | None = None
+        self._stop = threading.Event()
+
+    def run(self, count: int) -> list[Diagnostic]:
+        threads = [threading.Thread(target=self._work, name=f"mapspec-verify-{n}") for n in range(count)]
+        self._progress.start(self._total)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            # An interrupt arrives here, in the main thread: the readers end after their current block.
+            self._stop.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            self._progress.finish()
+        if self._failure is not None:
+            raise self._failure
+        return self._findings
+
+    def _work(self) -> None:
+        buffer = memoryview(mmap.mmap(-1, _BLOCK))
+        try:
+            while not self._stop.is_set():
+                try:
+                    path, record = self._queue.popleft()
+                except IndexError:
+                    return
+                found = list(self._check(path, record, buffer))
+                with self._lock:
+                    self._findings += found
+        except BaseException as error:
+            with self._lock:
+                self._failure = self._failure or error
+            self._stop.set()
+
+    def _check(self, path: Path, record: FileRecord, buffer: memoryview) -> Iterator[Diagnostic]:
+        digester = Digester([(offset, nbytes) for _, offset, nbytes, _ in record.chunks])
+        try:
+            size = self._read(path, digester, buffer)
+        except FileNotFoundError:
+            yield _missing(path, record)
+        except OSError as error:
+            message = f"the file could not be read: {error.strerror}"
+            yield Diagnostic("MS739", message, where=str(path), help="check the disk, then verify again")
+        else:
+            if not self._stop.is_set():
+                yield from _compared(path, record, digester, size)
+
+    def _read(self, path: Path, digester: Digester, buffer: memoryview) -> int:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            at = 0
+            while not self._stop.is_set() and (got := os.preadv(fd, [buffer], at)):
+                digester.update(at, buffer[:got])
+                at += got
+                with self._lock:
+                    self._progress.advance(got, path.name)
+            return at
+        finally:
+            os.close(fd)
+
+
+def _compared(path: Path, record: FileRecord, digester: Digester, size: int) -> Iterator[Diagnostic]:
+    """What a file that has been read says against its record."""
+    where = str(path)
+    seen, rest = digester.so_far()
+    if not record.chunks:
+        if rest != record.rest:
+            sizes = f": it has {size:,} bytes instead of {record.size:,}" if size != record.size else ""
+            help_ = "restore it from where the checkpoint came from, or convert again"
+            yield Diagnostic("MS738", f"the file is not as it was written{sizes}", where=where, help=help_)
+        return
+    lost = [chunk for chunk in record.chunks if chunk[1] + chunk[2] > size]
+    changed = [c for c, hex_ in zip(record.chunks, seen, strict=True) if c[1] + c[2] <= size and hex_ != c[3]]
+    if changed and len(lost) + len(changed) == len(record.chunks) > 1 and rest != record.rest:
+        held = _tensors(record.chunks)
+        message = f"the certificate no longer applies to this file: of the {held} that it held, none is in its place"
+        help_ = "another tool has written it, or two files were exchanged; restore it, or convert again"
+        yield Diagnostic("MS735", message, where=where, help=help_)
+        return
+    if size < record.size:
+        gone = f"; lost: {_named(lost)}" if lost else ""
+        yield Diagnostic("MS734", f"the file has {size:,} of its {record.size:,} bytes{gone}", where=where, help=_AGAIN)
+    yield from _changed(where, changed)
+    if size > record.size:
+        message = f"the file has {size:,} bytes instead of {record.size:,}"
+        yield Diagnostic("MS734", message, where=where, help=_AGAIN)
+    elif rest != record.rest and size == record.size:
+        message = "the bytes around the tensors (header, framing) are not as they were written"
+        yield Diagnostic("MS736", message, where=where, help=_AGAIN)
+
+
+_AGAIN = "restore the file from a copy, or convert again"
+
+
+def _changed(where: str, changed: Sequence[tuple[str, int, int, str]]) -> Iterator[Diagnostic]:
+    if len(changed) > _NAMED:
+        message = f"{_tensors(changed)} are not as they were written: {_named(changed)}"
+        yield Diagnostic("MS732", message, where=where, help=_AGAIN)
+        return
+    for name, offset, nbytes, _ in changed:
+        message = f"`{name}` is not as it was written (bytes {offset:,} to {offset + nbytes:,} of the file)"
+        yield Diagnostic("MS732", message, where=where, help=_AGAIN)
+
+
+def _missing(path: Path, record: FileRecord) -> Diagnostic:
+    held = f"; it held {_named(record.chunks)}" if record.chunks else ""
+    return Diagnostic("MS733", f"the file is gone{held}", where=str(path), help=_AGAIN)
+
+
+def _tensors(chunks: Sequence[tuple[str, int, int, str]]) -> str:
+    count = len({chunk[0] for chunk in chunks})
+    return f"{count:,} tensor{'s' if count != 1 else ''}"
+
+
+def _named(chunks: Sequence[tuple[str, int, int, str]]) -> str:
+    """The tensors of chunks, as patterns."""
+    patterns = [pattern for pattern, _ in collapse(list(dict.fromkeys(chunk[0] for chunk in chunks)))]
+    more = f" and {len(patterns) - _NAMED} more" if len(patterns) > _NAMED else ""
+    return ", ".join(f"`{pattern}`" for pattern in patterns[:_NAMED]) + more
