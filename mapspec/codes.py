@@ -8,7 +8,7 @@ from mapspec.spec_codes import SPEC_CODES
 __all__ = ["CODES", "Code"]
 
 # Ranges: 0xx text, 1xx schema, 2xx names, 3xx linking, 4xx config and provider, 5xx coverage and proof,
-# 60x-64x Hugging Face folders, 65x-69x torch_dist folders, 7xx conversion, 8xx verification.
+# 60x-64x Hugging Face folders, 65x-69x torch_dist folders, 7xx conversion, 80x-83x verification, 86x authoring.
 CODES: dict[str, Code] = {
     **SPEC_CODES,
     "MS420": Code(
@@ -541,5 +541,22 @@ CODES: dict[str, Code] = {
         "rank-cut-differs",
         "The spec gives a tensor-parallel rank another part of a weight than Megatron-Core's model takes.",
         "Correct `split`, `split_by` or the order of the dimension; checkpoints are right, live models are not.",
+    ),
+    "MS860": Code(
+        "format-would-change-meaning",
+        "`mapspec fmt` reads what it wrote, and the result did not say the same as before; nothing was written.",
+        "Report it with the file; until then lay the file out by hand.",
+    ),
+    "MS861": Code(
+        "not-formatted",
+        "A spec is not in canonical form: the order of keys, spacing, quotes, or `*` where a named hole says more.",
+        "Run `mapspec fmt` on the file; comments stay.",
+        wrong="layers:\n  hf: 'layers.*'\n  wildcards: [layer]",
+        right="layers:\n  hf: layers.{layer}",
+    ),
+    "MS864": Code(
+        "no-key-list",
+        "A JSON file stands where a checkpoint or a full list of its tensors is expected.",
+        "Write the list beside the checkpoint: `mapspec keys DIR --full --format json > keys.json`.",
     ),
 }

@@ -17,7 +17,16 @@ from mapspec.errors import SpecError
 from mapspec.schema import GrammarError, v1, validate
 from mapspec.text import Path_, Tree, read_yaml
 
-__all__ = ["Document", "PartlyReadError", "available", "bundled_folder", "find_spec", "merge", "read_document"]
+__all__ = [
+    "Document",
+    "PartlyReadError",
+    "available",
+    "bundled_folder",
+    "find_spec",
+    "merge",
+    "merged_tree",
+    "read_document",
+]
 
 
 @dataclass(frozen=True)
@@ -154,8 +163,20 @@ def _without(tree: Tree, places: Iterable[Path_], lost: dict[str, set[str]]) -> 
     return Tree(data, tree.keys, tree.values)
 
 
+def merged_tree(path: Path, tree: Tree) -> Tree:
+    """A document that stands at `path`, merged onto what it extends.
+
+    Raises:
+        SpecError: any mistake of text or `extends`.
+    """
+    return _extended(path, tree, ())[0]
+
+
 def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Tree, tuple[Path, ...]]:
-    tree = read_yaml(path)
+    return _extended(path, read_yaml(path), chain)
+
+
+def _extended(path: Path, tree: Tree, chain: tuple[Path, ...]) -> tuple[Tree, tuple[Path, ...]]:
     wanted = tree.data.get("extends")
     if not isinstance(wanted, str):
         return tree, ()

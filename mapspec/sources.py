@@ -27,6 +27,7 @@ __all__ = [
     "Reference",
     "Source",
     "identity_of",
+    "is_model_key",
     "open_reference",
     "open_source",
     "source_kind",
@@ -118,7 +119,7 @@ def open_source(path: Path) -> Source:
     if source_kind(path) == "hf":
         hf = open_hf(path)
         return Source("hf", path, hf.root, hf.stamps, hf.tensors, (), _own(hf), _manifest(path))
-    ckpt = open_torch_dist(path, select=_is_model_key)
+    ckpt = open_torch_dist(path, select=is_model_key)
     if ckpt.unsupported:
         raise CheckpointError(ckpt.unsupported.values())
     carried = ckpt.folder / CARRIED
@@ -151,7 +152,8 @@ def open_reference(path: Path) -> Reference:
     return _carried(path)
 
 
-def _is_model_key(key: str) -> bool:
+def is_model_key(key: str) -> bool:
+    """Whether a key of a Megatron checkpoint can be a weight."""
     # Optimizer state can be several times as large as the model and in data types of its own.
     return not key.startswith("optimizer.")
 

@@ -14,13 +14,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from ruamel.yaml.nodes import Node as YamlNode
 from ruamel.yaml.reader import ReaderError
 
 from mapspec.diagnostics import Diagnostic, Note, Span
 from mapspec.errors import SpecError
 
-__all__ = ["Path_", "Tree", "parse_yaml", "read_yaml"]
+__all__ = ["Node", "Path_", "Tree", "parse_nodes", "parse_yaml", "read_text", "read_yaml"]
 
 type Path_ = tuple[str | int, ...]
 """Keys and list indices from the top of a document down to a value."""
@@ -48,14 +49,50 @@ class Tree:
         return table[path] if path in table else self.values[()]
 
 
-def read_yaml(path: Path) -> Tree:
-    """Parse the YAML file at `path`.
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A part of a YAML text, for whoever edits the text itself.
+
+    Attributes:
+        kind: `map`, `list` or `scalar`.
+        start, end: offsets in the text; the end of a block collection is that of its last part.
+        flow: whether it is a collection in brackets.
+        style: of a scalar: its quote, `|` or `>`; empty for plain ones.
+        value: of a scalar: what it says.
+        items: (key, value) of a map.
+        entries: parts of a list.
+    """
+
+    kind: str
+    start: int
+    end: int
+    flow: bool = False
+    style: str = ""
+    value: str = ""
+    items: tuple[tuple[Node, Node], ...] = ()
+    entries: tuple[Node, ...] = ()
+
+    def at(self, *path: str | int) -> Node | None:
+        """The part below it at `path`, or `None`."""
+        here: Node | None = self
+        for part in path:
+            if here is None:
+                return None
+            if isinstance(part, int):
+                here = here.entries[part] if part < len(here.entries) else None
+            else:
+                here = next((value for key, value in here.items if key.value == part), None)
+        return here
+
+
+def read_text(path: Path) -> str:
+    """The text of a spec file.
 
     Raises:
-        SpecError: the file is missing or unreadable (MS001), is no YAML mapping (MS001), or repeats a key (MS002).
+        SpecError: MS001 where it is missing or cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise SpecError(Diagnostic("MS001", "this file does not exist", Span(str(path)))) from None
     except UnicodeDecodeError as error:
@@ -64,7 +101,15 @@ def read_yaml(path: Path) -> Tree:
     except OSError as error:
         message = f"this file cannot be read: {error.strerror}"
         raise SpecError(Diagnostic("MS001", message, Span(str(path)))) from None
-    return parse_yaml(text, str(path))
+
+
+def read_yaml(path: Path) -> Tree:
+    """Parse the YAML file at `path`.
+
+    Raises:
+        SpecError: the file is missing or unreadable (MS001), is no YAML mapping (MS001), or repeats a key (MS002).
+    """
+    return parse_yaml(read_text(path), str(path))
 
 
 @lru_cache(maxsize=64)
@@ -74,6 +119,34 @@ def parse_yaml(text: str, path: str) -> Tree:
     Remembered: one command reads the same spec several times (to find it, to link it, to include it), and nothing
     changes a tree.
     """
+    builder = _Builder(path)
+    data = builder.build(_compose(text, path), ())
+    if builder.found:
+        raise SpecError(builder.found)
+    return Tree(data, builder.keys, builder.values)
+
+
+def parse_nodes(text: str, path: str) -> Node:
+    """The parts of `text` with their offsets; `parse_yaml` has shown that nothing is wrong with it."""
+    return _node(_compose(text, path), text)
+
+
+def _node(node: YamlNode, text: str) -> Node:
+    start, end = node.start_mark.index, node.end_mark.index
+    if isinstance(node, MappingNode):
+        items = tuple((_node(key, text), _node(value, text)) for key, value in node.value)
+        return Node("map", start, end if node.flow_style else items[-1][1].end, bool(node.flow_style), items=items)
+    if isinstance(node, SequenceNode):
+        entries = tuple(_node(entry, text) for entry in node.value)
+        return Node("list", start, end if node.flow_style else entries[-1].end, bool(node.flow_style), entries=entries)
+    assert isinstance(node, ScalarNode)
+    style = node.style or ""
+    if style in ("|", ">"):
+        end = start + len(text[start:end].rstrip(" \t\n"))
+    return Node("scalar", start, end, style=style, value=str(node.value))
+
+
+def _compose(text: str, path: str) -> MappingNode:
     yaml = YAML(typ="safe", pure=True)
     try:
         root = yaml.compose(text)
@@ -92,11 +165,7 @@ def parse_yaml(text: str, path: str) -> Tree:
     if not isinstance(root, MappingNode):
         message = "this file is empty" if root is None else "a spec is a mapping of keys to values"
         raise SpecError(Diagnostic("MS001", message, Span(path), help="it begins with `apiVersion: mapspec/v1`"))
-    builder = _Builder(path)
-    data = builder.build(root, ())
-    if builder.found:
-        raise SpecError(builder.found)
-    return Tree(data, builder.keys, builder.values)
+    return root
 
 
 class _Builder:
@@ -109,12 +178,12 @@ class _Builder:
         self.found: list[Diagnostic] = []
         self.seen: set[int] = set()
 
-    def span(self, node: Node) -> Span:
+    def span(self, node: YamlNode) -> Span:
         start, end = node.start_mark, node.end_mark
         end_col = end.column + 1 if end.line == start.line else 0
         return Span(self.path, start.line + 1, start.column + 1, end_col)
 
-    def build(self, node: Node, at: Path_) -> Any:
+    def build(self, node: YamlNode, at: Path_) -> Any:
         if id(node) in self.seen:
             # The node of an alias is the node of its anchor: it has no place of its own, and may hold itself.
             message = "anchors and aliases (`&`, `*`) are not part of the spec language"

@@ -38,8 +38,8 @@ LAYERS = (
     ("certificate",),
     ("beside",),
     ("prepare",),
-    ("convert", "verify", "intact", "inventory"),
-    ("live",),
+    ("convert", "verify", "intact", "inventory", "keys"),
+    ("live", "authoring"),
     ("render", "logits"),  # a package of its own with its own renderer
     ("cli",),
 )
@@ -126,6 +126,8 @@ def test_files_know_nothing_of_specs(module: str) -> None:
         ("import mapspec.lint", ("torch", "rich", "megatron", "transformers")),
         ("import mapspec.mapping", ("torch", "rich", "megatron", "transformers")),
         ("import mapspec.prepare", ("torch", "rich", "megatron", "transformers")),
+        ("import mapspec.keys", ("torch", "rich", "megatron", "transformers")),
+        ("import mapspec.authoring.fmt", ("torch", "rich", "megatron", "numpy")),
         ("import mapspec.schema", ("torch", "rich", "megatron", "numpy")),
         ("import mapspec.cli", ("torch", "rich", "megatron", "transformers", "numpy")),
         (

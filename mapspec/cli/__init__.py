@@ -13,12 +13,13 @@ from typing import NoReturn
 
 import typer
 
-from mapspec.cli import checkpoints, specs  # in the order in which --help lists their commands
+# In the order in which --help lists their commands.
+from mapspec.cli import checkpoints, specs, authoring  # isort: skip
 from mapspec.cli.app import app
 from mapspec.errors import MapspecError
 from mapspec.render.findings import render_findings
 
-__all__ = ["app", "checkpoints", "main", "specs"]
+__all__ = ["app", "authoring", "checkpoints", "main", "specs"]
 
 
 def main() -> NoReturn:

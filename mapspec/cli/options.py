@@ -29,9 +29,11 @@ __all__ = [
     "Side",
     "SourceArg",
     "SpecOpt",
+    "SpecPathsArg",
     "ToOpt",
     "VersionOpt",
     "compile_from",
+    "given_specs",
     "make_request",
     "parse_iteration",
     "parse_size",
@@ -105,6 +107,10 @@ PadOpt = Annotated[
 RunConfigOpt = Annotated[
     bool, typer.Option("--run-config/--no-run-config", help="Write run_config.yaml, for Megatron-Bridge.")
 ]
+SpecPathsArg = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[PATH]...", help="Spec files and folders.", show_default="mappings providers"),
+]
 FormatOpt = Annotated[Format, typer.Option("--format", help="How the result is written.")]
 
 FindingFormatOpt = Annotated[FindingFormat, typer.Option("--format", help="How findings are written.")]
@@ -145,6 +151,17 @@ def compile_from(
     values = apply_sets(read_config(path), tuple(sets or ()))
     choices = Choices(parse_pairs(flavour or (), "--flavour"), parse_version(version), padded)
     return compile_mapping(spec, values, choices)
+
+
+def given_specs(paths: list[Path] | None) -> list[Path]:
+    """The spec files that a command is about: those given, or all below `mappings` and `providers`."""
+    from mapspec.choose import spec_files
+
+    given = paths or [Path("mappings"), Path("providers")]
+    for path in given:
+        if not path.exists():
+            raise typer.BadParameter(f"there is no `{path}`", param_hint="PATH")
+    return spec_files(given)
 
 
 def parse_version(text: str) -> tuple[int, int]:

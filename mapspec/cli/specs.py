@@ -17,8 +17,10 @@ from mapspec.cli.options import (
     FormatOpt,
     PadOpt,
     SetOpt,
+    SpecPathsArg,
     VersionOpt,
     compile_from,
+    given_specs,
     make_request,
 )
 from mapspec.render.findings import render_findings
@@ -106,21 +108,14 @@ def provider(
 
 @app.command()
 def lint(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(help="Spec files and folders.", show_default="mappings providers")
-    ] = None,
+    paths: SpecPathsArg = None,
     format: FindingFormatOpt = FindingFormat.TEXT,
 ) -> None:
     """Check mapping and provider specs, and prove them on their reference configs. Needs no checkpoint."""
-    from mapspec.choose import spec_files
     from mapspec.lint import lint
     from mapspec.provider.lint import lint_provider
 
-    given = paths or [Path("mappings"), Path("providers")]
-    for path in given:
-        if not path.exists():
-            raise typer.BadParameter(f"there is no `{path}`", param_hint="PATHS")
-    files = spec_files(given)
+    files = given_specs(paths)
     found = lint(files, others={"Provider": lint_provider})
     if found or format is FindingFormat.JSON:
         typer.echo(render_findings(found, format.value))

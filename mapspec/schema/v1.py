@@ -216,10 +216,10 @@ class Rule(Model):
     )
     role: Identifier = Field("weight", description="Entry of `roles`.")
     stored: NamePattern | None = Field(None, description="Name in torch_dist, where it differs from the Megatron name.")
+    when: Expression | None = Field(None, description="The weight exists only where this holds.")
     flavours: dict[Identifier, Spelling] = Field(
         default_factory=dict, description="Choice of a flavour -> what is spelled differently under it."
     )
-    when: Expression | None = Field(None, description="The weight exists only where this holds.")
     note: str | None = Field(None, description="Something that `plan` tells whoever converts this weight.")
 
 
@@ -235,11 +235,11 @@ class Block(Model):
     """Weights with names relative to where the block is mounted."""
 
     when: Expression | None = Field(None, description="The block exists only where this holds.")
-    tensors: dict[NamePattern, Rule] = Field(default_factory=dict, description="Megatron name -> rule.")
-    objects: tuple[Objects, ...] = Field((), description="Byte objects that a strict load asks for.")
     wildcards: tuple[Identifier, ...] = Field(
         (), description="Axes that `*` stands for in this block's names, first to last."
     )
+    tensors: dict[NamePattern, Rule] = Field(default_factory=dict, description="Megatron name -> rule.")
+    objects: tuple[Objects, ...] = Field((), description="Byte objects that a strict load asks for.")
 
 
 class Kind(Model):
@@ -266,22 +266,22 @@ class Mount(Model):
     """Where blocks live on both sides: prefixes with one hole per axis."""
 
     megatron: NamePattern = Field("", description="Prefix on the Megatron side.")
-    hf: NamePattern = Field("", description="Prefix on the Hugging Face side.")
     stored: NamePattern | None = Field(
         None,
         description="Prefix in torch_dist, where it differs from the Megatron prefix: "
         "one without the hole of an axis stacks its positions.",
     )
+    hf: NamePattern = Field("", description="Prefix on the Hugging Face side.")
     blocks: tuple[Identifier, ...] = Field((), description="Blocks mounted at every position.")
     kinds_of: Identifier | None = Field(None, description="Patterned axis whose kinds choose the blocks.")
     pin: dict[Identifier, Place] = Field(
         default_factory=dict,
         description="Fixes an axis that the Megatron prefix lacks; other Hugging Face positions are no match.",
     )
+    when: Expression | None = Field(None, description="It exists only where this holds.")
     flavours: dict[Identifier, MountSpelling] = Field(
         default_factory=dict, description="Choice of a flavour -> other prefixes under it."
     )
-    when: Expression | None = Field(None, description="It exists only where this holds.")
     wildcards: tuple[Identifier, ...] = Field((), description="Axes that `*` stands for in the prefixes.")
 
 
@@ -304,13 +304,13 @@ class Include(Model):
     )
     megatron: NamePattern = Field("", description="Prefix on the Megatron side.")
     hf: NamePattern = Field("", description="Prefix on the Hugging Face side.")
-    remount: dict[Identifier, Remount] = Field(
-        default_factory=dict, description="Mounts of the included mapping that get another prefix than the rest."
-    )
+    when: Expression | None = Field(None, description="It exists only where this holds.")
     flavours: dict[Identifier, Prefixes] = Field(
         default_factory=dict, description="Choice of a flavour of this mapping -> other prefixes under it."
     )
-    when: Expression | None = Field(None, description="It exists only where this holds.")
+    remount: dict[Identifier, Remount] = Field(
+        default_factory=dict, description="Mounts of the included mapping that get another prefix than the rest."
+    )
 
 
 class Tie(Model):
@@ -331,12 +331,12 @@ class Mapping(Model):
     extends: Reference | None = Field(
         None, description="Parent: merged by key, the child wins, `null` removes, lists are replaced."
     )
-    include: dict[Identifier, Include] = Field(
-        default_factory=dict, description="Other mappings, mounted under a prefix on both sides."
-    )
     values: dict[Identifier, Expression] = Field(default_factory=dict, description="Named values for expressions.")
     flavours: dict[Identifier, Flavour] = Field(
         default_factory=dict, description="Named switches between spellings of the same weights."
+    )
+    include: dict[Identifier, Include] = Field(
+        default_factory=dict, description="Other mappings, mounted under a prefix on both sides."
     )
     axes: dict[AxisName, Axis] = Field(default_factory=dict, description="What the holes of names count.")
     dims: dict[Identifier, Dim] = Field(default_factory=dict, description="Dimensions that shapes are made of.")

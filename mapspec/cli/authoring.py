@@ -1,0 +1,53 @@
+"""Commands for whoever writes specs: keys, fmt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mapspec.cli.app import app
+from mapspec.cli.options import Format, FormatOpt, SpecPathsArg, given_specs
+
+__all__ = ["fmt", "keys"]
+
+
+@app.command()
+def keys(
+    source: Annotated[
+        Path, typer.Argument(help="Checkpoint folder of either kind, or a safetensors file.", show_default=False)
+    ],
+    full: Annotated[bool, typer.Option("--full", help="Every tensor by itself, not alike ones as a pattern.")] = False,
+    format: FormatOpt = Format.TEXT,
+) -> None:
+    """List the tensors of a checkpoint from its headers: names, shapes, dtypes. Needs no spec."""
+    from mapspec.keys import read_keys
+    from mapspec.render.keys import render_keys
+
+    typer.echo(render_keys(read_keys(source), format.value, full=full))
+
+
+@app.command()
+def fmt(
+    paths: SpecPathsArg = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; show the difference and exit with 1.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Write nothing; show the difference.")] = False,
+) -> None:
+    """Write specs in canonical form: order of keys, spacing, quotes, named holes. Comments and meaning stay."""
+    from mapspec.authoring.fmt import format_files
+    from mapspec.render.findings import render_findings, shorten
+
+    done = format_files(given_specs(paths))
+    changed = [file for file in done if file.changed]
+    for file in changed:
+        if check or diff:
+            typer.echo(file.diff)
+        else:
+            file.path.write_text(file.after, encoding="utf-8", newline="\n")
+            typer.echo(f"formatted {shorten(str(file.path))}")
+    if check and changed:
+        typer.echo("\n" + render_findings([file.finding() for file in changed]))
+        raise typer.Exit(1)
+    if not changed:
+        typer.echo(f"{len(done)} spec{'s' if len(done) != 1 else ''} in canonical form")
