@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mapspec.amounts import human_bytes
 from mapspec.keys import KeyList, group_keys
-from mapspec.render.grid import SIDES, as_json, draw_grid, human_bytes
+from mapspec.render.grid import SIDES, as_json, draw_grid
 from mapspec.tensors import numel
 
 __all__ = ["render_keys"]
