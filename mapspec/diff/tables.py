@@ -1,0 +1,349 @@
+"""Two bindings of a mapping to one config -> what happens to each Megatron tensor.
+
+Rules that have an equal on the other side are not looked into: their rows are equal. The rows of the others are
+written out and joined by their Megatron names, however the rules that make them are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from mapspec.bound import Bound, BoundRule
+from mapspec.diff.rules import Forms, Sides, Signature, arrangement, rule_key, sides_of, sources
+from mapspec.names import Pattern
+from mapspec.table import Row, RuleForms, build_table
+
+__all__ = ["Outcome", "TableDiff", "compare_tables"]
+
+type Pair = tuple[RuleForms | None, RuleForms | None]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What happens to some tensors of one rule (or of a pair of rules).
+
+    `before`, `after`: in words. `megatron`, `hf_before`, `hf_after`: names, one of each per tensor or none.
+    """
+
+    code: str
+    old: BoundRule | None
+    new: BoundRule | None
+    before: str = ""
+    after: str = ""
+    megatron: list[str] = field(default_factory=list)
+    hf_before: list[str] = field(default_factory=list)
+    hf_after: list[str] = field(default_factory=list)
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TableDiff:
+    """The rows of two tables, joined; for the attributes see `ModelDiff`."""
+
+    outcomes: tuple[Outcome, ...]
+    tensors: tuple[int, int]
+    same: int
+    added: int
+    removed: int
+    retargeted: int
+    reordered: int
+    other: int
+    unmapped: tuple[int, int]
+
+
+_RETARGETED = frozenset({"DC101", "DC104", "DC202", "DC203", "DC207"})
+
+
+def compare_tables(old: Bound, new: Bound, published: frozenset[str] | None = None) -> TableDiff:
+    """Join the rows of two bindings.
+
+    Args:
+        old, new: the spec of the base and of the head, bound to the same config and flavours.
+        published: names of the published checkpoint; `None` where they are not known.
+    """
+    return _Comparison(old, new, published).run()
+
+
+class _Comparison:
+    def __init__(self, old: Bound, new: Bound, published: frozenset[str] | None) -> None:
+        self.old, self.new, self.published = old, new, published
+        self.outcomes: dict[tuple[object, ...], Outcome] = {}
+        self.forms: dict[int, Forms] = {}
+        self.kinds: dict[tuple[int, int], Sequence[tuple[str, str, str]]] = {}
+        self.touched: dict[str, set[str]] = {}  # canonical name -> codes
+
+    def run(self) -> TableDiff:
+        left, right, same = _unmatched(self.old, self.new)
+        olds, news = self.rows(self.old, left), self.rows(self.new, right)
+        self.old_hf = {name for row in olds.values() for name in row.names("hf")}
+        self.new_hf = {name for row in news.values() for name in row.names("hf")}
+        for name in olds.keys() & news.keys():
+            self.both(olds[name], news[name])
+        lost = {name: row for name, row in olds.items() if name not in news}
+        gained = {name: row for name, row in news.items() if name not in olds}
+        self.renamed(lost, gained)
+        for row in lost.values():
+            self.lose(row, news)
+        for row in gained.values():
+            self.gain(row)
+        self.open_rules()
+        return self.result(same, olds, news, lost, gained)
+
+    def rows(self, bound: Bound, rules: Sequence[BoundRule]) -> dict[str, Row]:
+        table = build_table(replace(bound, rules=tuple(rules), ties=()))
+        return {row.megatron: row for row in table.rows}
+
+    # --- rows that both sides have ------------------------------------------------------------------------------
+
+    def both(self, old: Row, new: Row) -> None:
+        one, other = sides_of(old), sides_of(new)
+        for code, before, after in self.compared(old, new):
+            self.add(code, old, new, one, other, before, after)
+        if one.hf != other.hf:
+            self.sourced(old, new, one, other)
+        elif self.signature(old).hf_region != self.signature(new).hf_region and self.signature(old).shape == self.signature(new).shape:
+            self.add("DC102", old, new, one, other, _order(old), _order(new))
+        if one.stored != other.stored:
+            if {n for n, _ in one.stored} != {n for n, _ in other.stored}:
+                self.add("DC203", old, new, one, other, _listed(old.rule.stored, one.stored), _listed(new.rule.stored, other.stored))
+            else:
+                self.add("DC104", old, new, one, other, "place in torch_dist", "another place in torch_dist")
+
+    def sourced(self, old: Row, new: Row, one: Sides, other: Sides) -> None:
+        """The Hugging Face names differ, or stand in another order."""
+        was, now = {n for n, _ in one.hf}, {n for n, _ in other.hf}
+        before, after = _made_of(old), _made_of(new)
+        if was == now:
+            # The same tensors: told apart by where each element comes from.
+            if sources(one, self.signature(old)) != sources(other, self.signature(new)):
+                stacked = [lead for _, lead in one.hf] != [lead for _, lead in other.hf] and before == after
+                self.add("DC104" if stacked else "DC101", old, new, one, other, before, after)
+            return
+        if now <= self.old_hf and was <= self.new_hf:
+            same_rule = _identity(old.rule) == _identity(new.rule) and before == after
+            self.add("DC104" if same_rule else "DC101", old, new, one, other, before, after)
+            return
+        self.add("DC202", old, new, one, other, before, after)
+
+    def compared(self, old: Row, new: Row) -> Sequence[tuple[str, str, str]]:
+        """(class, before, after) of everything but names, the same for all rows of two rules."""
+        key = (id(old.forms), id(new.forms))
+        if key not in self.kinds:
+            self.kinds[key] = tuple(_compare(self.of(old.forms), self.of(new.forms)))
+        return self.kinds[key]
+
+    # --- rows that one side has ---------------------------------------------------------------------------------
+
+    def renamed(self, lost: dict[str, Row], gained: dict[str, Row]) -> None:
+        """Megatron tensors that only changed their names: the same Hugging Face tensors in the same order."""
+        by_source = {sides_of(row).hf: row for row in gained.values()}
+        for name, row in list(lost.items()):
+            one = sides_of(row)
+            partner = by_source.pop(one.hf, None)
+            if partner is None:
+                continue
+            other = sides_of(partner)
+            del lost[name], gained[partner.megatron]
+            stored_alike = one.stored == other.stored
+            code = "DC207" if stored_alike else "DC203"
+            before = str(row.rule.megatron.pattern) if stored_alike else _listed(row.rule.stored, one.stored)
+            after = str(partner.rule.megatron.pattern) if stored_alike else _listed(partner.rule.stored, other.stored)
+            self.add(code, row, partner, one, other, before, after)
+            for more, was, now in self.compared(row, partner):
+                self.add(more, row, partner, one, other, was, now)
+
+    def lose(self, row: Row, news: Mapping[str, Row]) -> None:
+        one = sides_of(row)
+        names = [name for name, _ in one.hf]
+        where = _made_of(row)
+        if all(name in self.new_hf for name in names):
+            self.add("DC203", row, None, one, None, str(row.rule.megatron.pattern), self.holders(names, news))
+            return
+        for section in ("ignore_hf", "passthrough"):
+            entry = next((e for e in getattr(self.new, section) if any(e[0].match(n) for n in names)), None)
+            if entry is not None:
+                after = f"{'ignored' if section == 'ignore_hf' else 'passed through'} by `{entry[0]}`"
+                self.add("DC103", row, None, one, None, where, f"{after}: {entry[1]}")
+                return
+        self.add("DC201", row, None, one, None, where, "nothing")
+
+    def holders(self, names: Sequence[str], news: Mapping[str, Row]) -> str:
+        wanted = set(names)
+        found = {str(r.rule.megatron.pattern) for r in news.values() if wanted & {n for n, _ in sides_of(r).hf}}
+        return ", ".join(sorted(found)[:3])
+
+    def gain(self, row: Row) -> None:
+        other = sides_of(row)
+        names = [name for name, _ in other.hf]
+        if all(name in self.old_hf for name in names):
+            return  # said with the tensors that its sources were part of
+        made = _made_of(row)
+        for section in ("ignore_hf", "passthrough"):
+            entry = next((e for e in getattr(self.old, section) if any(e[0].match(n) for n in names)), None)
+            if entry is not None:
+                verb = "ignored" if section == "ignore_hf" else "passed through"
+                self.add("DC206", None, row, None, other, f"{verb} by `{entry[0]}`", made)
+                return
+        known = self.published is not None and all(name in self.published for name in names)
+        self.add("DC402" if known else "DC206", None, row, None, other, "nothing", made)
+
+    def open_rules(self) -> None:
+        """Rules that end in `**`: their tensors are known with a checkpoint only, so patterns are compared."""
+        olds, news = (
+            {str(r.megatron.pattern): r for r in bound.rules if r.dims is None} for bound in (self.old, self.new)
+        )
+        for name in {*olds, *news}:
+            old, new = olds.get(name), news.get(name)
+            was, now = (None if r is None else [str(s.pattern) for s in r.hf] for r in (old, new))
+            if was == now:
+                continue
+            code = "DC201" if new is None else "DC206" if old is None else "DC202"
+            outcome = Outcome(code, old, new, " + ".join(was or ["nothing"]), " + ".join(now or ["nothing"]))
+            outcome.megatron.append(name)
+            self.outcomes[code, name] = outcome
+
+    # --- collecting ---------------------------------------------------------------------------------------------
+
+    def of(self, forms: RuleForms) -> Forms:
+        if id(forms) not in self.forms:
+            self.forms[id(forms)] = Forms(forms.rule, forms)
+        return self.forms[id(forms)]
+
+    def signature(self, row: Row) -> Signature:
+        return self.of(row.forms).signature
+
+    def add(
+        self, code: str, old: Row | None, new: Row | None, one: Sides | None, other: Sides | None, before: str,
+        after: str,
+    ) -> None:  # fmt: skip
+        old_rule, new_rule = (None if row is None else row.rule for row in (old, new))
+        key = (code, id(old_rule), id(new_rule), before, after)
+        outcome = self.outcomes.setdefault(key, Outcome(code, old_rule, new_rule, before, after))
+        name = (one or other).megatron  # type: ignore[union-attr]
+        outcome.megatron.append(name)
+        outcome.hf_before += [n for n, _ in one.hf] if one else []
+        outcome.hf_after += [n for n, _ in other.hf] if other else []
+        self.touched.setdefault(name, set()).add(code)
+
+    def result(
+        self, same: int, olds: Mapping[str, Row], news: Mapping[str, Row], lost: Mapping[str, Row],
+        gained: Mapping[str, Row],
+    ) -> TableDiff:  # fmt: skip
+        common = [codes for name, codes in self.touched.items() if name not in lost and name not in gained]
+        retargeted = sum(bool(codes & _RETARGETED) for codes in common)
+        reordered = sum("DC102" in codes and not codes & _RETARGETED for codes in common)
+        old_count, new_count = (sum(len(r.positions) for r in b.rules if r.dims is not None) for b in (self.old, self.new))
+        alike = len(olds.keys() & news.keys()) - sum(name in olds and name in news for name in self.touched)
+        return TableDiff(
+            tuple(self.outcomes.values()), (old_count, new_count), same + alike, len(gained), len(lost), retargeted,
+            reordered, len(common) - retargeted - reordered, self.unmapped(),
+        )  # fmt: skip
+
+    def unmapped(self) -> tuple[int, int]:
+        """Hugging Face tensors that nothing accounts for: of the published ones, or of those that the base maps."""
+        if self.published is None:
+            gone = self.old_hf - self.new_hf
+            accounted = _listed_by(self.new)
+            return 0, sum(not accounted(name) for name in gone)
+        return _unaccounted(self.published, self.old), _unaccounted(self.published, self.new)
+
+
+def _unmatched(old: Bound, new: Bound) -> tuple[list[BoundRule], list[BoundRule], int]:
+    """Closed rules of each side without an equal on the other, and how many rows the equal ones make."""
+    waiting: dict[str, list[BoundRule]] = {}
+    for rule in new.rules:
+        if rule.dims is not None:
+            waiting.setdefault(str(rule.megatron.pattern), []).append(rule)
+    left, same = [], 0
+    for rule in old.rules:
+        if rule.dims is None:
+            continue
+        key = rule_key(rule)
+        candidates = waiting.get(str(rule.megatron.pattern), [])
+        for i, other in enumerate(candidates):
+            if other.positions == rule.positions and rule_key(other) == key:
+                del candidates[i]
+                same += len(rule.positions)
+                break
+        else:
+            left.append(rule)
+    return left, [rule for rules in waiting.values() for rule in rules], same
+
+
+def _compare(old: Forms, new: Forms) -> Iterable[tuple[str, str, str]]:
+    """What differs between two rules beyond names."""
+    a, b = old.signature, new.signature
+    if a == b:
+        return
+    shaped = (a.shape, a.hf_shapes) != (b.shape, b.hf_shapes) and (a.shape != b.shape or len(a.hf_shapes) == len(b.hf_shapes))
+    if shaped:
+        yield "DC204", _shapes(a), _shapes(b)
+    if [(d, g) for d, g, _ in a.split] != [(d, g) for d, g, _ in b.split] or a.parallel != b.parallel:
+        yield "DC205", _cut(a), _cut(b)
+    elif a.split != b.split and not shaped:
+        yield "DC105", _cut(a), _cut(b)
+    if (a.dtype, a.accepts, a.keep) != (b.dtype, b.accepts, b.keep):
+        looser = (a.keep and not b.keep) or bool(set(b.accepts) - set(a.accepts)) or a.dtype != b.dtype
+        yield "DC106" if looser else "DC217", _policy(a), _policy(b)
+    if not shaped and a.stored_shapes == b.stored_shapes and a.stored_region != b.stored_region:
+        yield "DC102", f"in torch_dist: {arrangement(old.rule)}", f"in torch_dist: {arrangement(new.rule)}"
+    if a.pads != b.pads:
+        yield "DC204", "may be padded" if a.pads else "never padded", "may be padded" if b.pads else "never padded"
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+def _made_of(row: Row) -> str:
+    """The Hugging Face patterns of a row's rule: `q <- ...q_proj.weight, k <- ...`."""
+    return ", ".join(f"{side.segment} <- {side.pattern}" if side.segment else str(side.pattern) for side in row.rule.hf)
+
+
+def _order(row: Row) -> str:
+    return arrangement(row.rule) or "as it is"
+
+
+def _listed(side: object, stored: Sequence[tuple[str, object]]) -> str:
+    pattern = str(getattr(side, "pattern"))
+    return pattern if len(stored) == 1 else f"{pattern} in {len(stored)} keys"
+
+
+def _shapes(signature: Signature) -> str:
+    hf = " + ".join(str(list(shape)) for shape in signature.hf_shapes)
+    whole = str(list(signature.shape))
+    return whole if hf == whole else f"{whole} (Hugging Face {hf})"
+
+
+def _cut(signature: Signature) -> str:
+    """How ranks share the tensor."""
+    out = []
+    for dim, group, runs in signature.split:
+        name = "expert tensor parallel" if group == "expert_tensor" else "tensor parallel"
+        kind = {0: "column", 1: "row"}.get(dim, f"dim {dim}")
+        out.append(f"{kind} ({name}{f', {len(runs)} segments by themselves' if runs else ''})")
+    out += [f"dealt to {kind}-parallel ranks" for kind, _ in signature.parallel]
+    return ", ".join(out) or "replicated"
+
+
+def _policy(signature: Signature) -> str:
+    cast = "never cast" if signature.keep else "cast by --dtype"
+    return f"{signature.dtype}, accepts {' '.join(signature.accepts)}, {cast}"
+
+
+def _identity(rule: BoundRule) -> tuple[str, str]:
+    return rule.block, rule.key
+
+
+def _listed_by(bound: Bound) -> Callable[[str], bool]:
+    patterns: list[Pattern] = [p for p, _, _ in (*bound.passthrough, *bound.ignore_hf)]
+    return lambda name: any(pattern.match(name) for pattern in patterns)
+
+
+def _unaccounted(published: frozenset[str], bound: Bound) -> int:
+    accounted = _listed_by(bound)
+    closed = build_table(bound)
+    mapped = {name for row in closed.rows for name in row.names("hf")}
+    open_ = [side.pattern for rule in bound.rules if rule.dims is None for side in rule.hf]
+    rest = published - mapped
+    return sum(not accounted(name) and not any(p.match(name) for p in open_) for name in rest)
