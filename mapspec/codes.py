@@ -542,6 +542,51 @@ CODES: dict[str, Code] = {
         "The spec gives a tensor-parallel rank another part of a weight than Megatron-Core's model takes.",
         "Correct `split`, `split_by` or the order of the dimension; checkpoints are right, live models are not.",
     ),
+    "MS850": Code(
+        "no-repository",
+        "Comparing revisions needs git and a repository; one of the two is not there.",
+        "Run it inside of the repository, or compare files or folders: mapspec diff OLD NEW.",
+    ),
+    "MS851": Code(
+        "unknown-revision",
+        "What was named to compare is no commit of this clone, and no file or folder.",
+        "Check the spelling; fetch the revision where the clone is shallow.",
+    ),
+    "MS852": Code(
+        "no-main-branch",
+        "Without a revision, specs are compared with the main branch; none of its usual names exists.",
+        "Name the revision to compare with.",
+    ),
+    "MS853": Code(
+        "no-merge-base",
+        "The commit at which two branches parted is not in this clone.",
+        "Fetch the whole history, or name the base itself.",
+    ),
+    "MS854": Code(
+        "git-failed",
+        "git cannot read the files of a revision.",
+        "Look at what git says; fetch the objects where the clone leaves some out.",
+    ),
+    "MS855": Code(
+        "unclear-side",
+        "What was named is a path and a revision at once, or a path with nothing to compare it with.",
+        "Write ./NAME for the path or refs/heads/NAME for the branch, and name both sides.",
+    ),
+    "MS856": Code(
+        "no-specs",
+        "Neither side has any mapping or provider spec where they were looked for.",
+        "Run it beside `mappings` and `providers`, or name other folders with --in.",
+    ),
+    "MS857": Code(
+        "accepted-without-reason",
+        "A change of specs is accepted without a reason, or the file of accepted changes has another form.",
+        "Write why the change is right; the next reviewer reads it.",
+    ),
+    "MS858": Code(
+        "unknown-fingerprint",
+        "The fingerprint to accept is that of no change between the two sides.",
+        "Copy it from the report of `mapspec diff` with the same arguments.",
+    ),
     "MS860": Code(
         "format-would-change-meaning",
         "`mapspec fmt` reads what it wrote, and the result did not say the same as before; nothing was written.",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,6 +26,7 @@ __all__ = [
     "available",
     "bundled_folder",
     "find_spec",
+    "looking_first_in",
     "merge",
     "merged_tree",
     "read_document",
@@ -47,11 +51,28 @@ def bundled_folder(kind: str) -> Path:
     return installed if installed.is_dir() else here.parent / kind
 
 
+_before_all: ContextVar[Mapping[str, Sequence[Path]]] = ContextVar("_before_all", default=MappingProxyType({}))
+
+
+@contextmanager
+def looking_first_in(folders: Mapping[str, Sequence[Path]]) -> Iterator[None]:
+    """While it lasts, names are looked up in these folders (by kind) before all others.
+
+    For a copy of another revision, whose specs mean each other and not those that are installed.
+    """
+    token = _before_all.set(folders)
+    try:
+        yield
+    finally:
+        _before_all.reset(token)
+
+
 def search_path(kind: str) -> list[Path]:
     """Folders in which specs are looked up by name: `MAPSPEC_PATH` first, then the bundled ones."""
+    first = _before_all.get().get(kind, ())
     own = [Path(p) for p in os.environ.get("MAPSPEC_PATH", "").split(os.pathsep) if p]
     bundled = bundled_folder(kind)
-    return [*own, *(p / kind for p in own), bundled, bundled / "fragments"]
+    return [*first, *own, *(p / kind for p in own), bundled, bundled / "fragments"]
 
 
 def available(kind: str) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from mapspec.diagnostics import Diagnostic
 
-__all__ = ["CheckpointError", "ConvertError", "MapspecError", "PlanError", "SpecError", "VerifyError"]
+__all__ = ["CheckpointError", "ConvertError", "DiffError", "MapspecError", "PlanError", "SpecError", "VerifyError"]
 
 
 class MapspecError(Exception):
@@ -51,3 +51,7 @@ class VerifyError(MapspecError):
     """Two checkpoints differ."""
 
     exit_code = 1
+
+
+class DiffError(MapspecError):
+    """Two revisions of specs cannot be compared: one of them cannot be had."""

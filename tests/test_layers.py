@@ -38,7 +38,7 @@ LAYERS = (
     ("certificate",),
     ("beside",),
     ("prepare",),
-    ("convert", "verify", "intact", "inventory", "keys"),
+    ("convert", "verify", "intact", "inventory", "keys", "diff"),
     ("live", "authoring"),
     ("render", "logits"),  # a package of its own with its own renderer
     ("cli",),

@@ -14,12 +14,12 @@ from typing import NoReturn
 import typer
 
 # In the order in which --help lists their commands.
-from mapspec.cli import checkpoints, specs, authoring  # isort: skip
+from mapspec.cli import checkpoints, specs, authoring, review  # isort: skip
 from mapspec.cli.app import app
 from mapspec.errors import MapspecError
 from mapspec.render.findings import render_findings
 
-__all__ = ["app", "authoring", "checkpoints", "main", "specs"]
+__all__ = ["app", "authoring", "checkpoints", "main", "review", "specs"]
 
 
 def main() -> NoReturn:

@@ -147,15 +147,17 @@ def rule(
 ) -> None:
     """Explain a code that mapspec prints."""
     from mapspec.codes import CODES
-    from mapspec.diagnostics import nearest
+    from mapspec.diagnostics import Code, nearest
+    from mapspec.diff.codes import DIFF_CODES
 
+    codes: dict[str, Code] = {**CODES, **DIFF_CODES}
     if code is None:
-        for key in sorted(CODES):
-            typer.echo(f"{key}  {CODES[key].name}")
+        for key in sorted(codes):
+            typer.echo(f"{key}  {codes[key].name}")
         return
-    entry = CODES.get(code.upper())
+    entry = codes.get(code.upper())
     if entry is None:
-        hint = nearest(code.upper(), CODES)
+        hint = nearest(code.upper(), codes)
         raise typer.BadParameter(f"there is no code `{code}`" + (f"; did you mean {hint}?" if hint else ""))
     typer.echo(f"{code.upper()} {entry.name}\n\n{entry.what}\n\nWhat to do: {entry.fix}")
     for title, example in (("Wrong", entry.wrong), ("Right", entry.right)):

@@ -24,18 +24,20 @@ def _class(name: str, level: Level, what: str, fix: str) -> ChangeCode:
 _ONE_IS_WRONG = "One of the two versions is wrong. Find out which with `mapspec verify --logits` before accepting this."
 _S, _B, _R, _A, _N = Level
 
-# 1xx nothing fails and values are other ones, 2xx something that worked is refused, 3xx risky, 4xx additive, 5xx neutral,
+# 1xx nothing fails and values are other ones, 2xx something that worked is refused, 3xx risky, 4xx additive,
+# 5xx neutral, 9xx versions.
 # 9xx versions.
 DIFF_CODES: dict[str, ChangeCode] = {
     "DC101": _class(
         "tensors-exchanged", _S,
         "Megatron tensors take their values from each other's Hugging Face tensors. Names and shapes fit as before, so "
-        "nothing fails; a round trip is equal bit for bit with either version.",
+        "nothing fails; either version round-trips bit for bit.",
         _ONE_IS_WRONG,
     ),
     "DC102": _class(
         "order-changed", _S,
-        "A tensor is made of the same tensors as before, with its elements in another order: other order of q, k and v, "
+        "A tensor is made of the same tensors as before, with its elements in another order: other order of "
+        "q, k and v, "
         "another interleaving, other segments. Its shape is the same, so nothing fails.",
         _ONE_IS_WRONG,
     ),
@@ -59,7 +61,8 @@ DIFF_CODES: dict[str, ChangeCode] = {
     ),
     "DC106": _class(
         "dtype-loosened", _S,
-        "A weight that was kept in its dtype may be cast, or a dtype is accepted that was refused. With --dtype, values "
+        "A weight that was kept in its dtype may be cast, or a dtype is accepted that was refused. With "
+        "--dtype, values "
         "lose precision without a word.",
         "Keep the weight in a role with `keep` and narrow `accepts`, or accept the change with the reason.",
     ),
@@ -71,7 +74,8 @@ DIFF_CODES: dict[str, ChangeCode] = {
     ),
     "DC201": _class(
         "tensor-unmapped", _B,
-        "A Hugging Face tensor that was mapped is no longer accounted for: converting a checkpoint that has it stops at "
+        "A Hugging Face tensor that was mapped is no longer accounted for: converting a checkpoint that has "
+        "it stops at "
         "the plan, and Megatron-Core would lack the parameter.",
         "Put the rule back. Where it moved, its name, condition or mount does not fit any more.",
     ),
@@ -121,7 +125,8 @@ DIFF_CODES: dict[str, ChangeCode] = {
     ),
     "DC210": _class(
         "spec-removed", _B,
-        "A mapping or provider spec is gone, or has another name. Whoever names it, includes it or extends it is refused.",
+        "A mapping or provider spec is gone, or has another name. Whoever names it, includes it or extends "
+        "it is refused.",
         "Keep the file, or say in the changelog which spec takes its place.",
     ),
     "DC211": _class(
@@ -240,12 +245,14 @@ DIFF_CODES: dict[str, ChangeCode] = {
     ),
     "DC503": _class(
         "config-changed", _N,
-        "The config of a reference model differs. Both sides are bound to the new one, so that only specs are compared.",
+        "The config of a reference model differs. Both sides are bound to the new one, so that only specs "
+        "are compared.",
         "Check where the change of the config comes from.",
     ),
     "DC901": _class(
         "version-not-bumped", _R,
-        "`metadata.version` of a spec did not move as far as its changes ask for: major for silent and breaking changes, "
+        "`metadata.version` of a spec did not move as far as its changes ask for: major for silent and "
+        "breaking changes, "
         "minor for risky and additive ones.",
         "Write the suggested version into the file.",
     ),

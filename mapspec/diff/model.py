@@ -155,13 +155,14 @@ class Change:
         code: key of `mapspec.diff.codes.DIFF_CODES`, for example `DC101`.
         level: of the code.
         fingerprint: 12 hex digits of what changes, independent of line numbers and of the list of models.
-        spec: name of the spec that was edited.
+        spec, kind: name of the spec that was edited, `mapping` or `provider`.
         message: one line.
         parts: rules or fields, most tensors first.
         causes: the edits that do it.
         earlier, earlier_why: what becomes of checkpoints converted before.
         through: other specs that it reaches.
         details: further lines, for example findings of a model that no longer binds.
+        near: a line of the head that is left where something was removed.
         accepted: the reason for which it was accepted, `None` where it was not.
     """
 
@@ -176,15 +177,15 @@ class Change:
     earlier_why: str = ""
     through: tuple[Through, ...] = ()
     details: tuple[str, ...] = ()
+    kind: str = "mapping"
+    near: Place | None = None
     accepted: str | None = None
 
     @property
     def place(self) -> tuple[Place | None, Place | None]:
         """The first line to look at, on both sides: of the edit, else of the first rule."""
-        for item in (*self.causes, *self.parts):
-            if item.old or item.new:
-                return item.old, item.new
-        return None, None
+        items = [(c.old, c.new) for c in self.causes] + [(p.old, p.new) for p in self.parts]
+        return next(((old, new) for old, new in items if old or new), (None, None))
 
     @property
     def tensors(self) -> int:
@@ -206,7 +207,7 @@ class ModelDiff:
         tensors: (before, after) Megatron tensors (fields).
         same, added, removed, retargeted, reordered, other: Megatron tensors by what happened to them; `other` is a
             parallel cut, a dtype, a form in files.
-        unmapped: (before, after) Hugging Face tensors that nothing accounts for.
+        unmapped: (before, after) Hugging Face tensors that nothing accounts for; `None` where no such name changed.
         published: whether `unmapped` is counted on the names of the published checkpoint (`tests/keys`), or on those
             that the base knew.
     """
@@ -222,7 +223,7 @@ class ModelDiff:
     retargeted: int = 0
     reordered: int = 0
     other: int = 0
-    unmapped: tuple[int, int] = (0, 0)
+    unmapped: tuple[int, int] | None = None
     published: bool = False
 
 
@@ -233,7 +234,9 @@ class SpecDiff:
     Attributes:
         version: (before, after) `metadata.version`; `None` where the spec is absent.
         suggested: the version that its changes ask for; the old one where nothing changes.
+        bumped: whether the file's version is at least that.
         includes: names of the specs that it includes or extends.
+        place: the line of the version in the head.
     """
 
     kind: str
@@ -244,6 +247,7 @@ class SpecDiff:
     suggested: str
     bumped: bool
     includes: tuple[str, ...] = ()
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the rows of a rule have in common, in a form in which equal effects are equal values, however rules are written."""
+"""What the rows of a rule have in common: equal effects are equal values, however the rules are written."""
 
 from __future__ import annotations
 
@@ -130,10 +130,7 @@ def sources(sides: Sides, signature: Signature) -> Elements:
     """Where every element of the Megatron tensor comes from, by name, in the order of the Megatron tensor."""
     return tuple(
         sorted(
-            (
-                (sides.hf[number][0], sides.hf[number][1] + left, right)
-                for number, left, right in signature.hf_region
-            ),
+            ((sides.hf[number][0], sides.hf[number][1] + left, right) for number, left, right in signature.hf_region),
             key=lambda item: item[2],
         )
     )

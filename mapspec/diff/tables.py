@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mapspec.bound import Bound, BoundRule
+from mapspec.bound import Bound, BoundRule, Side
 from mapspec.diff.rules import Forms, Sides, Signature, arrangement, rule_key, sides_of, sources
 from mapspec.names import Pattern
-from mapspec.table import Row, RuleForms, build_table
+from mapspec.table import SURFACES, Row, RuleForms, Table, build_table
 
 __all__ = ["Outcome", "TableDiff", "compare_tables"]
 
@@ -39,9 +39,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class TableDiff:
-    """The rows of two tables, joined; for the attributes see `ModelDiff`."""
+    """The rows of two tables, joined; for the other attributes see `ModelDiff`.
+
+    `gone`, `changed`: rules of the old and the new side that have no equal on the other; `names`: what the old ones
+    make, by surface.
+    """
 
     outcomes: tuple[Outcome, ...]
+    gone: tuple[BoundRule, ...]
+    changed: tuple[BoundRule, ...]
+    names: Mapping[str, frozenset[str]]
     tensors: tuple[int, int]
     same: int
     added: int
@@ -49,7 +56,15 @@ class TableDiff:
     retargeted: int
     reordered: int
     other: int
-    unmapped: tuple[int, int]
+    unmapped: tuple[int, int] | None
+
+    def fresh(self, table: Table, surface: str) -> frozenset[str]:
+        """Names that rules of the new side make, and their counterparts did not."""
+        return frozenset(name for row in table.rows for name in row_names(row, surface)) - self.names[surface]
+
+
+def row_names(row: Row, surface: str) -> tuple[str, ...]:
+    return (row.megatron,) if surface == "megatron" else row.names(surface)
 
 
 _RETARGETED = frozenset({"DC101", "DC104", "DC202", "DC203", "DC207"})
@@ -75,6 +90,7 @@ class _Comparison:
 
     def run(self) -> TableDiff:
         left, right, same = _unmatched(self.old, self.new)
+        self.gone, self.changed = tuple(left), tuple(right)
         olds, news = self.rows(self.old, left), self.rows(self.new, right)
         self.old_hf = {name for row in olds.values() for name in row.names("hf")}
         self.new_hf = {name for row in news.values() for name in row.names("hf")}
@@ -102,11 +118,22 @@ class _Comparison:
             self.add(code, old, new, one, other, before, after)
         if one.hf != other.hf:
             self.sourced(old, new, one, other)
-        elif self.signature(old).hf_region != self.signature(new).hf_region and self.signature(old).shape == self.signature(new).shape:
+        elif (
+            self.signature(old).hf_region != self.signature(new).hf_region
+            and self.signature(old).shape == self.signature(new).shape
+        ):
             self.add("DC102", old, new, one, other, _order(old), _order(new))
         if one.stored != other.stored:
             if {n for n, _ in one.stored} != {n for n, _ in other.stored}:
-                self.add("DC203", old, new, one, other, _listed(old.rule.stored, one.stored), _listed(new.rule.stored, other.stored))
+                self.add(
+                    "DC203",
+                    old,
+                    new,
+                    one,
+                    other,
+                    _listed(old.rule.stored, one.stored),
+                    _listed(new.rule.stored, other.stored),
+                )
             else:
                 self.add("DC104", old, new, one, other, "place in torch_dist", "another place in torch_dist")
 
@@ -233,15 +260,31 @@ class _Comparison:
         common = [codes for name, codes in self.touched.items() if name not in lost and name not in gained]
         retargeted = sum(bool(codes & _RETARGETED) for codes in common)
         reordered = sum("DC102" in codes and not codes & _RETARGETED for codes in common)
-        old_count, new_count = (sum(len(r.positions) for r in b.rules if r.dims is not None) for b in (self.old, self.new))
+        old_count, new_count = (
+            sum(len(r.positions) for r in b.rules if r.dims is not None) for b in (self.old, self.new)
+        )
         alike = len(olds.keys() & news.keys()) - sum(name in olds and name in news for name in self.touched)
+        names = {s: frozenset(n for row in olds.values() for n in row_names(row, s)) for s in SURFACES}
         return TableDiff(
-            tuple(self.outcomes.values()), (old_count, new_count), same + alike, len(gained), len(lost), retargeted,
-            reordered, len(common) - retargeted - reordered, self.unmapped(),
-        )  # fmt: skip
+            outcomes=tuple(self.outcomes.values()),
+            gone=self.gone,
+            changed=self.changed,
+            names=names,
+            tensors=(old_count, new_count),
+            same=same + alike,
+            added=len(gained),
+            removed=len(lost),
+            retargeted=retargeted,
+            reordered=reordered,
+            other=len(common) - retargeted - reordered,
+            unmapped=self.unmapped(),
+        )
 
-    def unmapped(self) -> tuple[int, int]:
+    def unmapped(self) -> tuple[int, int] | None:
         """Hugging Face tensors that nothing accounts for: of the published ones, or of those that the base maps."""
+        lists = [{str(p) for p, _, _ in (*b.passthrough, *b.ignore_hf)} for b in (self.old, self.new)]
+        if self.old_hf == self.new_hf and lists[0] == lists[1]:
+            return None
         if self.published is None:
             gone = self.old_hf - self.new_hf
             accounted = _listed_by(self.new)
@@ -276,7 +319,9 @@ def _compare(old: Forms, new: Forms) -> Iterable[tuple[str, str, str]]:
     a, b = old.signature, new.signature
     if a == b:
         return
-    shaped = (a.shape, a.hf_shapes) != (b.shape, b.hf_shapes) and (a.shape != b.shape or len(a.hf_shapes) == len(b.hf_shapes))
+    shaped = (a.shape, a.hf_shapes) != (b.shape, b.hf_shapes) and (
+        a.shape != b.shape or len(a.hf_shapes) == len(b.hf_shapes)
+    )
     if shaped:
         yield "DC204", _shapes(a), _shapes(b)
     if [(d, g) for d, g, _ in a.split] != [(d, g) for d, g, _ in b.split] or a.parallel != b.parallel:
@@ -304,8 +349,8 @@ def _order(row: Row) -> str:
     return arrangement(row.rule) or "as it is"
 
 
-def _listed(side: object, stored: Sequence[tuple[str, object]]) -> str:
-    pattern = str(getattr(side, "pattern"))
+def _listed(side: Side, stored: Sequence[tuple[str, object]]) -> str:
+    pattern = str(side.pattern)
     return pattern if len(stored) == 1 else f"{pattern} in {len(stored)} keys"
 
 
