@@ -189,22 +189,25 @@ def write_tiny_omni(model: TinyOmni | str, folder: Path) -> Path:
     return folder
 
 
-def media(model: TinyOmni, *, seed: int = 0, videos: bool = True) -> dict[str, Tensor]:
+def media(model: TinyOmni, *, seed: int = 0, images: bool = True, videos: bool = True) -> dict[str, Tensor]:
     """Inputs with two images of different sizes, a video of three frames and two clips of sound, as the model has them.
+
+    Args:
+        images, videos: whether to have some; transformers takes only one of the two at a time.
 
     Returns:
         `input_ids` [1, s] with the placeholders; `images` [1, patches, 48], `imgs_sizes` [n, 2] and `num_frames`;
         `video` [frames, 3, h, w]; `sound_clips` [2, frames, 16] and `sound_length` [2].
     """
     draw = torch.Generator().manual_seed(seed)
-    sizes = [(24, 16), (16, 32)]
-    images = torch.randn(1, sum(h * w // 16 for h, w in sizes), 48, generator=draw)
+    sizes = [(24, 16), (16, 32)] if images else []
+    patches = torch.randn(1, sum(h * w // 16 for h, w in sizes), 48, generator=draw)
     video = torch.randn(3, 3, 16, 24, generator=draw)
     text = torch.randint(30, 250, (64,), generator=draw).tolist()
     ids = text[:5]
     for h, w in sizes:
         ids += [*([IMAGE] * (h * w // 64)), *text[5:9]]
-    out = {"images": images, "imgs_sizes": torch.tensor(sizes)}
+    out = {"images": patches, "imgs_sizes": torch.tensor(sizes, dtype=torch.int64).view(-1, 2)}
     if model.video and videos:
         for _ in range(2):  # three frames, two in a group
             ids += [*([IMAGE] * (16 * 24 // 64)), *text[9:14]]
@@ -222,7 +225,7 @@ def expanded_inputs(model: TinyOmni, **options: Any) -> dict[str, Tensor]:
     from mapspec.backends.multimodal_expanded import to_patches
 
     given = media(model, **options)
-    given["num_frames"] = torch.tensor([1] * len(given["imgs_sizes"]))
+    given["num_frames"] = torch.ones(len(given["imgs_sizes"]), dtype=torch.int64)
     if "video" in given:
         video = given.pop("video")
         given["images"] = torch.cat([given["images"], to_patches(video, 4)], dim=1)

@@ -44,8 +44,9 @@ def build(
             `sound_context_token_id`, `image_token_index`, `vision_model_type`, `vision_class_token_len`,
             `use_vision_backbone_fp8_arch`, `radio_*`, `dynamic_resolution`, `temporal_patch_dim`,
             `separate_video_embedder`, `temporal_ckpt_compat`, `freeze_*`, `language_model_type`, `tokenizer_type`,
-            `norms` ("fused" or "separate"), and sizes in pixels: `img_h`, `img_w` (512), `patch_dim` (16),
-            `max_img_size` (2048). A field that is not given has the default of Megatron-Core.
+            `vision_final_layernorm` (a norm without weights behind the last vision layer), `norms` ("fused" or
+            "separate"), and sizes in pixels: `img_h`, `img_w` (512), `patch_dim` (16), `max_img_size` (2048). A field
+            that is not given has the default of Megatron-Core.
         pre_process, post_process: whether this is the first and the last pipeline stage.
         backend: `reference` runs on a CPU (inside `cpu_adapters`), `transformer_engine` on a GPU.
 

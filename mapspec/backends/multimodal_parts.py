@@ -17,6 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mapspec.backends.multimodal_specs import Backend, projector_submodules, vision_layer_spec
 from mapspec.diagnostics import Diagnostic
@@ -133,6 +134,8 @@ def build_parts(
         temporal_ckpt_compat=fields.get("temporal_ckpt_compat", False),
         pg_collection=groups,
     )
+    if fields.get("vision_final_layernorm"):
+        vision_model.register_forward_hook(_normalise)
     width = vision.hidden_size * PIXEL_SHUFFLE**2
     vision_projection = _projector(configs["vision_projection"], width, backend, groups)
     if not has_sound:
@@ -146,6 +149,18 @@ def build_parts(
         SoundEncoder(configs["language"], {**sound, "hidden_size": hidden}),
         _projector(configs["sound_projection"], hidden, backend, groups),
     )
+
+
+def _normalise(module: RADIOViTModel, given: Any, output: Any) -> Any:
+    """A LayerNorm without weights behind the last layer.
+
+    Language models with multi-token prediction were trained with one: Megatron-Core gave a final norm to every block
+    that was built from a config with `mtp_num_layers`. No checkpoint holds its weights, and transformers applies it as
+    identity weights would.
+    """
+    features, *others = output if isinstance(output, tuple) else (output,)
+    normed = functional.layer_norm(features, features.shape[-1:], eps=module.config.layernorm_epsilon)
+    return (normed, *others) if others else normed
 
 
 def _projector(

@@ -1,0 +1,111 @@
+"""transformers' model that sees and hears, with the weights of a Hugging Face folder.
+
+What is done to it so that it loads what is published and computes what Megatron-Core computes stands in `WORKAROUNDS`
+and `NEUTRALISED`: one line for each thing, and why. Everything else is transformers' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mapspec.diagnostics import Diagnostic
+from mapspec.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["NEUTRALISED", "WORKAROUNDS", "hf_config", "is_multimodal", "load_multimodal", "run_multimodal"]
+
+# What transformers 5.23 cannot do with published checkpoints, or with its own.
+WORKAROUNDS = (
+    "sound_config.model_type is taken out: transformers says that it does so, and then refuses `parakeet`",
+    "time_step_limit is taken out of the language part: transformers does not read back the Infinity that it writes",
+    "features of a video are handed to the model as a tuple: transformers concatenates a tensor and stops",
+)
+# Where it computes something else than Megatron-Core and the published code.
+NEUTRALISED = (
+    "time_step_limit is (0, inf) on every Mamba mixer: transformers clamps the step size from below by time_step_min",
+)
+# Tensors that transformers has and Megatron-Core has not, or the other way round; none has part in the logits.
+_NOT_MISSED = ("summary_idxs", "input_conditioner.", "layer_scale", "vision_final_layernorm.")
+
+
+def is_multimodal(values: Mapping[str, Any]) -> bool:
+    """Whether a config has parts for language and for vision."""
+    return isinstance(language_part(values), dict) and isinstance(values.get("vision_config"), dict)
+
+
+def language_part(values: Mapping[str, Any]) -> Any:
+    """The part of a config that is the language model's; the config itself where it has no parts."""
+    return values.get("llm_config") or values.get("text_config") or values
+
+
+def hf_config(values: Mapping[str, Any], where: str = "config.json") -> Any:
+    """transformers' config object for a config of either dialect.
+
+    Raises:
+        CheckpointError: MS821 where transformers refuses it.
+    """
+    from transformers.models.nemotron_h_omni import NemotronH_Omni_Reasoning_V3_Config
+
+    known = dict(values)
+    for name in ("sound_config", "audio_config"):
+        if isinstance(known.get(name), dict):
+            known[name] = {key: value for key, value in known[name].items() if key != "model_type"}
+    for name in ("llm_config", "text_config"):
+        if isinstance(known.get(name), dict):
+            dropped = ("time_step_limit", "mamba_dt_limit")
+            known[name] = {key: value for key, value in known[name].items() if key not in dropped}
+    try:
+        return NemotronH_Omni_Reasoning_V3_Config.from_dict(known)
+    except (TypeError, ValueError) as error:
+        message = f"transformers refuses the config: {str(error).strip().splitlines()[-1].strip()}"
+        raise CheckpointError(Diagnostic("MS821", message, where=where)) from error
+
+
+def load_multimodal(folder: Path, values: Mapping[str, Any], dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """The model, in evaluation mode, and what loading says of missing and unexpected tensors."""
+    from transformers.models.nemotron_h_omni import NemotronH_Omni_Reasoning_V3
+
+    from mapspec.logits.hf_model import unclamp
+
+    model, info = NemotronH_Omni_Reasoning_V3.from_pretrained(
+        folder,
+        config=hf_config(values, str(folder)),
+        dtype=dtype,
+        output_loading_info=True,
+        use_safetensors=True,
+    )
+    unclamp(model)
+    for kind in ("missing_keys", "unexpected_keys"):
+        info[kind] = {name for name in info[kind] if not any(part in name for part in _NOT_MISSED)}
+    return model.eval(), info
+
+
+def run_multimodal(model: Any, given: Mapping[str, Tensor], patch: int) -> Tensor:
+    """Logits [batch, s, vocab] for the inputs of the expanded assembly, images or a video but not both.
+
+    Args:
+        model: see `load_multimodal`.
+        given: `input_ids`; `images` [1, patches, 3 * patch * patch] with `imgs_sizes`, or `video` [frames, 3, h, w];
+            `sound_clips` with `sound_length`.
+        patch: side of a patch in pixels.
+    """
+    import torch
+
+    features: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    if "video" in given:
+        seen = model.get_video_features(given["video"])
+        seen.pooler_output = tuple(seen.pooler_output)
+        features["video"] = seen
+    elif "images" in given:
+        others |= {"pixel_values": given["images"][0], "image_grid_hw": given["imgs_sizes"] // patch}
+    if "sound_clips" in given:
+        frames = torch.arange(given["sound_clips"].shape[1], device=given["sound_clips"].device)
+        others["input_features"] = given["sound_clips"]
+        others["input_features_mask"] = frames < given["sound_length"][:, None]
+    logits: Tensor = model(input_ids=given["input_ids"], mm_encoder_outputs=features or None, **others).logits
+    return logits
