@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["collapse", "ranges"]
+__all__ = ["braced", "collapse", "ranges"]
 
 _NUMBER = re.compile(r"(?<![A-Za-z])\d+|(?<=weight)\d+|(?<=bias)\d+")
+_SEPARATOR = re.compile(r"(?<!\.)\.(?!\.)")
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -41,6 +42,41 @@ def collapse(names: Iterable[str]) -> list[tuple[str, int]]:
                 parts.append(text)
             out.append(("".join(parts), count))
     return out
+
+
+def braced(patterns: Iterable[str]) -> list[str]:
+    """Neighbours that differ in one part between dots, as one: `mixer.{q_proj,k_proj,v_proj}.weight`."""
+    out: list[str] = []
+    group: list[list[str]] = []
+    at: int | None = None
+
+    def close() -> None:
+        if group:
+            parts = list(group[0])
+            if at is not None:
+                parts[at] = "{" + ",".join(member[at] for member in group) + "}"
+            out.append(".".join(parts))
+
+    for pattern in patterns:
+        # Dots of a run such as `{0...51}` separate nothing.
+        parts = _SEPARATOR.split(pattern)
+        where = _one_difference(group[0], parts) if group else None
+        if where is None or (at is not None and where != at) or "{" in group[0][where] + parts[where]:
+            close()
+            group, at = [parts], None
+        else:
+            group.append(parts)
+            at = where
+    close()
+    return out
+
+
+def _one_difference(left: Sequence[str], right: Sequence[str]) -> int | None:
+    """The only position at which two sequences of equal length differ."""
+    if len(left) != len(right):
+        return None
+    found = [i for i, (a, b) in enumerate(zip(left, right, strict=True)) if a != b]
+    return found[0] if len(found) == 1 else None
 
 
 def _blocks(indices: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mapspec.amounts import human_bytes
 from mapspec.boxes import show_box
-from mapspec.collapse import collapse
+from mapspec.collapse import braced, collapse
 from mapspec.intact import Checked
 from mapspec.plan import Plan
 from mapspec.prepare import Prepared
@@ -63,8 +63,8 @@ def _plan_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
 
 def patterns_of(collapsed: Sequence[tuple[str, int]]) -> str:
     """Up to six patterns, one to a line, and how many more there are."""
-    shown = [pattern for pattern, _ in collapsed[:6]]
-    return "\n".join([*shown, *([f"... {len(collapsed) - 6} more"] if len(collapsed) > 6 else [])])
+    patterns = braced(pattern for pattern, _ in collapsed)
+    return "\n".join([*patterns[:6], *([f"... {len(patterns) - 6} more"] if len(patterns) > 6 else [])])
 
 
 def accounted(prepared: Prepared) -> list[str]:
