@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,23 +110,23 @@ def record(
 
 
 def write_certificate(
-    home: Path, head: Mapping[str, Any], records: Mapping[str, FileRecord], above: Iterable[str] = ()
+    home: Path, head: Mapping[str, Any], records: Mapping[str, FileRecord], above: Mapping[str, FileRecord]
 ) -> None:
-    """Write `mapspec.json`, when all other files are there.
+    """Write `mapspec.json`.
 
     Args:
         home: the folder that it describes.
         head: see `record`.
-        records: of files that were hashed as they were written; all others below `home` are read here.
-        above: names of files beside `home` that belong to it.
+        records: of files below `home` that were hashed as they were written, or will be written after this one; all
+            others that are there are read here.
+        above: the same of files beside `home` that belong to it.
 
     Raises:
         ConvertError: MS704.
     """
     below = {path.relative_to(home).as_posix(): path for path in home.rglob("*") if path.is_file()}
-    files = {name: records.get(name) or _read_record(path) for name, path in below.items()}
-    beside = {name: _read_record(home.parent / name) for name in above}
-    write_file(home / MANIFEST, seal(head, files, beside))
+    files = {name: _read_record(path) for name, path in below.items() if name not in records}
+    write_file(home / MANIFEST, seal(head, {**files, **records}, above))
 
 
 def _read_record(path: Path) -> FileRecord:

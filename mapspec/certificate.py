@@ -20,7 +20,7 @@ from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
 from mapspec.tensors import StoredTensor
 
-__all__ = ["FORMAT_VERSION", "Certificate", "FileRecord", "file_records", "read_certificate", "seal"]
+__all__ = ["FORMAT_VERSION", "Certificate", "FileRecord", "file_records", "read_certificate", "record_of", "seal"]
 
 FORMAT_VERSION = "1.0"
 
@@ -69,6 +69,11 @@ def file_records(
         )
         for file in done
     }
+
+
+def record_of(data: bytes) -> FileRecord:
+    """The record of a small file."""
+    return FileRecord(len(data), digest_of(data))
 
 
 def seal(head: Mapping[str, Any], files: Mapping[str, FileRecord], above: Mapping[str, FileRecord]) -> bytes:

@@ -497,6 +497,21 @@ CODES: dict[str, Code] = {
         "Encoders or a layout of them were asked for that are not built here.",
         "Set the field that the message names.",
     ),
+    "MS770": Code(
+        "resume-differs",
+        "The conversion that was cut off had another source, mapping, config or option than the one that is asked for.",
+        "Bring back what the message names, or start anew without --resume and remove the leftover.",
+    ),
+    "MS771": Code(
+        "leftover-in-use",
+        "Another process is at work in the folder that --resume would go on in; its journal is locked.",
+        "Wait until that process is over, or end it.",
+    ),
+    "MS772": Code(
+        "leftover-unclear",
+        "The file system has no locks, and the process that worked in a leftover ran on another host.",
+        "Make sure that it is over, then create the file that the message names.",
+    ),
     "MS801": Code(
         "tensor-on-one-side",
         "One of the two checkpoints holds tensors that the other lacks.",

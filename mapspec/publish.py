@@ -1,8 +1,9 @@
 """A checkpoint folder appears complete or not at all.
 
-The work is done in a hidden folder beside the destination, `.NAME.mapspec-partial-XXXX`, which one rename puts in
-place. After an error or an interrupt that folder is removed. A process that is killed outright leaves it behind; such
-folders are never removed on their own, because another process (perhaps on another machine) may be at work in one.
+The work is done in a hidden folder beside the destination, `.NAME.mapspec-partial-XXXX/checkpoint`, which one rename
+puts in place. What else lies in the hidden folder (a journal) does not move along. After an error or an interrupt the
+hidden folder is removed, unless the caller keeps it to go on later. A process that is killed outright leaves it behind;
+such folders are never removed on their own, because another process (perhaps on another machine) may be at work in one.
 `leftovers` lists them.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,15 +21,22 @@ from mapspec.errors import ConvertError
 
 __all__ = ["leftovers", "publishing"]
 
+_CHECKPOINT = "checkpoint"
 _PARTIAL = "mapspec-partial"
 _REPLACED = "mapspec-replaced"
 
 
 @contextmanager
 def publishing(
-    destination: Path | str, *, overwrite: bool = False, sources: Sequence[Path | str] = (), fsync: bool = True
+    destination: Path | str,
+    *,
+    overwrite: bool = False,
+    sources: Sequence[Path | str] = (),
+    fsync: bool = True,
+    resume: Path | None = None,
+    keep: Callable[[BaseException], bool] = lambda error: False,
 ) -> Iterator[Path]:
-    """Yield a new folder to write to; on a normal end it becomes `destination`.
+    """Yield a folder to write to; on a normal end it becomes `destination`.
 
     Args:
         destination: the folder to make. It may exist if it is empty. Folders above it are made. A link is followed.
@@ -36,31 +44,36 @@ def publishing(
             complete, and is removed only after that.
         sources: folders that are being read. The destination may not be, hold, or lie inside any of them.
         fsync: whether the files and the folder are on disk before the rename.
+        resume: one of `leftovers` to go on in; `None` for a new, empty folder.
+        keep: asked after an error whether the hidden folder stays.
 
     Raises:
         ConvertError: the destination is taken (MS710), overlaps a source (MS711), or cannot be made (MS712).
     """
     final = Path(os.path.realpath(destination))
     _check(final, overwrite, [Path(os.path.realpath(source)) for source in sources])
-    partial = final.with_name(f".{final.name}.{_PARTIAL}-{secrets.token_hex(4)}")
+    partial = resume or final.with_name(f".{final.name}.{_PARTIAL}-{secrets.token_hex(4)}")
+    folder = partial / _CHECKPOINT
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
+        folder.mkdir(parents=True, exist_ok=resume is not None)
     except OSError as error:
         raise ConvertError(_cannot(final, error)) from error
     try:
-        yield partial
+        yield folder
         if fsync:
-            _sync(partial)
+            _sync(folder)
         try:
-            _put_in_place(partial, final, overwrite)
+            _put_in_place(folder, final, overwrite)
         except OSError as error:
             raise ConvertError(_cannot(final, error)) from error
         if fsync:
             _sync_one(final.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+    except BaseException as error:
+        if not keep(error):
+            shutil.rmtree(partial, ignore_errors=True)
         raise
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def leftovers(destination: Path | str) -> tuple[Path, ...]:
@@ -90,6 +103,9 @@ def _check(final: Path, overwrite: bool, sources: Sequence[Path]) -> None:
                 )
             )
     if final.is_dir():
+        if final.is_mount():
+            message = "the destination is a mount point, which no rename can replace"
+            raise ConvertError(Diagnostic("MS712", message, where=where, help="name a folder below it"))
         try:
             taken = _occupied(final)
         except OSError as error:
@@ -102,17 +118,17 @@ def _check(final: Path, overwrite: bool, sources: Sequence[Path]) -> None:
         )
 
 
-def _put_in_place(partial: Path, final: Path, overwrite: bool) -> None:
+def _put_in_place(folder: Path, final: Path, overwrite: bool) -> None:
     if not final.exists() or not _occupied(final):
         # also over an empty folder; if another process fills it in this instant, the rename is refused
-        partial.rename(final)
+        folder.rename(final)
         return
     if not overwrite:
         raise ConvertError(_taken(final))
-    old = final.with_name(partial.name.replace(_PARTIAL, _REPLACED))
+    old = final.with_name(folder.parent.name.replace(_PARTIAL, _REPLACED))
     final.rename(old)
     try:
-        partial.rename(final)
+        folder.rename(final)
     except BaseException:
         old.rename(final)
         raise

@@ -38,6 +38,8 @@ LAYERS = (
     ("certificate",),
     ("beside",),
     ("prepare",),
+    ("outputs", "team"),
+    ("resume",),
     ("convert", "verify", "intact", "inventory", "keys", "diff"),
     ("live", "authoring"),
     ("render", "logits"),  # a package of its own with its own renderer
@@ -45,7 +47,7 @@ LAYERS = (
 )
 LEVEL = {module: number for number, row in enumerate(LAYERS) for module in row}
 # Reading and writing files stands beside this order: it knows of tensors and findings, and of no spec.
-BESIDE = ("io", "copying", "fill", "publish", "progress", "amounts", "nogc", "boxes", "quiet")
+BESIDE = ("io", "copying", "fill", "publish", "journal", "progress", "amounts", "nogc", "boxes", "quiet")
 
 
 def _imports(path: Path) -> list[tuple[int, str]]:

@@ -29,8 +29,8 @@ def refused(destination: Path, **options: object) -> str:
 def test_appears_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "new" / "model"
     with publishing(target) as folder:
-        assert folder.parent == target.parent
-        assert leftovers(target) == (folder,)
+        assert folder.parent.parent == target.parent
+        assert leftovers(target) == (folder.parent,)
         (folder / "sub").mkdir()
         (folder / "sub" / "x").write_text("1")
         assert not target.exists()
@@ -95,7 +95,7 @@ def test_old_one_comes_back_when_the_rename_is_refused(tmp_path: Path) -> None:
     real = Path.rename
 
     def rename(self: Path, to: Path) -> Path:
-        if "partial" in self.name:
+        if self.name == "checkpoint":
             raise PermissionError(1, "Operation not permitted")
         return real(self, to)
 
@@ -130,6 +130,27 @@ def test_parent_that_cannot_be_written(tmp_path: Path) -> None:
         assert refused(tmp_path / "model") == "MS712 the destination cannot be made: Read-only file system"
 
 
+def test_a_mount_point_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with mock.patch.object(Path, "is_mount", return_value=True):
+        assert refused(tmp_path / "model").startswith("MS712 the destination is a mount point")
+    assert names(tmp_path) == ["model"]
+
+
+def test_what_is_kept_can_be_gone_on_with(tmp_path: Path) -> None:
+    asked: list[BaseException] = []
+    with pytest.raises(ValueError), publishing(tmp_path / "model", keep=lambda e: not asked.append(e)) as folder:  # noqa: PT012
+        (folder / "a").write_text("1")
+        raise ValueError
+    assert [type(error) for error in asked] == [ValueError]
+    (left,) = leftovers(tmp_path / "model")
+    with publishing(tmp_path / "model", resume=left) as folder:
+        assert names(folder) == ["a"]
+        (left / "journal").mkdir()
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["a"]
+
+
 def test_killed_outright(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom mapspec.publish import publishing\n"
@@ -154,4 +175,4 @@ def test_everything_is_on_disk_before_the_rename(tmp_path: Path) -> None:
     with mock.patch("os.fsync", fsync), publishing(tmp_path / "model") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "x").write_text("1")
-    assert synced == ["x", "sub", ".model", tmp_path.name]
+    assert synced == ["x", "sub", "checkpoint", tmp_path.name]

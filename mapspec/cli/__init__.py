@@ -16,6 +16,7 @@ import typer
 # In the order in which --help lists their commands.
 from mapspec.cli import checkpoints, specs, authoring, review  # isort: skip
 from mapspec.cli.app import app
+from mapspec.cli.unfinished import notes_of
 from mapspec.errors import MapspecError
 from mapspec.render.findings import render_findings
 
@@ -27,7 +28,7 @@ def main() -> NoReturn:
     try:
         app()
     except MapspecError as error:
-        typer.echo(render_findings(error.diagnostics), err=True)
+        typer.echo("\n".join([render_findings(error.diagnostics), *notes_of(error)]), err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing was published", err=True)

@@ -32,6 +32,7 @@ from mapspec.cli.options import (
     parse_iteration,
     parse_size,
 )
+from mapspec.cli.unfinished import mention_leftovers, terminable
 
 __all__ = ["convert", "plan", "verify"]
 
@@ -53,6 +54,13 @@ def convert(
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors shard, for example 5GB.")] = "5GB",
     iteration: Annotated[str, typer.Option(help="Number of the iter_* folder, or `release`.")] = "0",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run was cut off, if there is one.")
+    ] = False,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="With --resume: read finished files again and compare digests.")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep finished files after an error.")] = True,
     threads: Annotated[int | None, typer.Option(help="Copying threads. Default: one per core.", min=1)] = None,
     progress: Annotated[ProgressMode, typer.Option(help="Progress on stderr.")] = ProgressMode.AUTO,
     format: FormatOpt = Format.TEXT,
@@ -68,11 +76,17 @@ def convert(
         parse_size(max_shard_size),
         None if iteration == "release" else parse_iteration(iteration),
         threads,
+        resume=resume,
+        recheck=recheck,
+        keep=keep,
     )
     request = make_request(
         source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config
     )
-    done = convert(request, output, progress_for(sys.stderr, progress.value, rank=int(os.environ.get("RANK", "0"))))
+    if not resume:
+        mention_leftovers(destination)
+    with terminable():
+        done = convert(request, output, progress_for(sys.stderr, progress.value, rank=int(os.environ.get("RANK", "0"))))
     typer.echo(render_converted(done, format.value))
 
 

@@ -1,0 +1,86 @@
+"""Processes that do one job together, and how they agree on errors. One process is a team of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mapspec import errors
+from mapspec.diagnostics import Diagnostic, Note
+from mapspec.errors import ConvertError, MapspecError
+
+__all__ = ["LostRankError", "Team"]
+
+
+class LostRankError(ConvertError):
+    """A collective broke off. No more can be agreed on."""
+
+
+class Team:
+    """The processes of a job, seen from one of them; this class is a process by itself.
+
+    Attributes:
+        rank: number of this process.
+        world: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+
+    def exchange(self, value: object) -> list[Any]:
+        """What every rank has to say, by rank."""
+        return [value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run the block on all ranks; if it raises on any of them, raise that on all.
+
+        Raises:
+            MapspecError: the findings of the ranks that raised one. Other exceptions go on as they are where they
+                were raised, and are MS754 elsewhere.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except LostRankError:
+            raise  # the others cannot be told
+        except Exception as caught:
+            if self.world == 1:
+                raise
+            error = caught
+        answers = self.exchange(None if error is None else _message(error, self.rank))
+        told = [(rank, answer) for rank, answer in enumerate(answers) if answer is not None]
+        if error is not None and not isinstance(error, MapspecError):
+            raise error
+        if told:
+            raise _merged(told, self.world) from error
+
+
+def _message(error: Exception, rank: int) -> tuple[str, tuple[Diagnostic, ...]]:
+    if isinstance(error, MapspecError):
+        return type(error).__name__, error.diagnostics
+    text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    help_ = "the log of that rank has the whole traceback"
+    return "ConvertError", (Diagnostic("MS754", f"rank {rank} stopped with {text}", where=f"rank {rank}", help=help_),)
+
+
+def _merged(told: Sequence[tuple[int, tuple[str, tuple[Diagnostic, ...]]]], world: int) -> MapspecError:
+    """One error out of those of several ranks; equal findings once, with the ranks that met with them."""
+    found: dict[Diagnostic, list[int]] = {}
+    for rank, (_, diagnostics) in told:
+        for diagnostic in diagnostics:
+            found.setdefault(diagnostic, []).append(rank)
+    kind = getattr(errors, told[0][1][0], ConvertError)
+    out = []
+    for diagnostic, ranks in found.items():
+        if len(ranks) < world and Note(_on(ranks)) not in diagnostic.notes and diagnostic.code != "MS754":
+            diagnostic = diagnostic.with_note(_on(ranks))
+        out.append(diagnostic)
+    error: MapspecError = kind(out)
+    return error
+
+
+def _on(ranks: Sequence[int]) -> str:
+    shown = ", ".join(str(rank) for rank in ranks[:8]) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"seen on rank{'s' if len(ranks) > 1 else ''} {shown}"
