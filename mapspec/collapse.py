@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["braced", "collapse", "ranges"]
+__all__ = ["braced", "collapse", "products", "ranges"]
 
 _NUMBER = re.compile(r"(?<![A-Za-z])\d+|(?<=weight)\d+|(?<=bias)\d+")
 _SEPARATOR = re.compile(r"(?<!\.)\.(?!\.)")
@@ -33,7 +33,7 @@ def collapse(names: Iterable[str]) -> list[tuple[str, int]]:
         groups.setdefault(texts, []).append(tuple(int(n) for n in _NUMBER.findall(name)))
     out = []
     for texts, indices in groups.items():
-        for block in _blocks(indices):
+        for block in products(indices):
             count = 1
             parts = [texts[0]]
             for values, text in zip(block, texts[1:], strict=True):
@@ -79,8 +79,15 @@ def _one_difference(left: Sequence[str], right: Sequence[str]) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _blocks(indices: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...]]:
-    """Cut a set of index tuples into products of index sets: for each first index the rest, equal rests merged."""
+def products(indices: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...]]:
+    """Cut a set of index tuples into products of index sets: for each first index the rest, equal rests merged.
+
+    Args:
+        indices: distinct tuples of one length, at least one.
+
+    Returns:
+        Per product, one sorted set of indices per place; together they hold every tuple exactly once.
+    """
     if not indices[0]:
         return [()]
     rests: dict[int, list[tuple[int, ...]]] = {}
@@ -91,5 +98,5 @@ def _blocks(indices: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], .
         merged.setdefault(frozenset(tails), []).append(head)
     out = []
     for heads in merged.values():
-        out += [(tuple(sorted(heads)), *block) for block in _blocks(rests[heads[0]])]
+        out += [(tuple(sorted(heads)), *block) for block in products(rests[heads[0]])]
     return out

@@ -19,18 +19,24 @@ from mapspec.cli.options import (
     FlavourOpt,
     Format,
     FormatOpt,
+    OutputOpt,
     PadOpt,
+    PageFormat,
+    PageFormatOpt,
     ProgressMode,
     ReferenceOpt,
     RunConfigOpt,
     SetOpt,
     SourceArg,
+    SourceUrlOpt,
     SpecOpt,
     ToOpt,
     VersionOpt,
     make_request,
     parse_iteration,
     parse_size,
+    source_template,
+    write_result,
 )
 from mapspec.cli.unfinished import mention_leftovers, terminable
 
@@ -103,16 +109,25 @@ def plan(
     megatron_core: VersionOpt = "0.19",
     padded_vocab_size: PadOpt = None,
     run_config: RunConfigOpt = True,
-    format: FormatOpt = Format.TEXT,
+    format: PageFormatOpt = PageFormat.TEXT,
+    output: OutputOpt = None,
+    source_url: SourceUrlOpt = None,
 ) -> None:
     """Show what `convert` would do, from the headers alone: every row, every value step, all bytes."""
     from mapspec.prepare import prepare
     from mapspec.render.plan import render_plan
 
+    url = source_template(source_url)
     request = make_request(
         source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config
     )
-    typer.echo(render_plan(prepare(request).require(), format.value))
+    prepared = prepare(request).require()
+    if format is PageFormat.HTML:
+        from mapspec.render.html.reports import plan_page
+
+        write_result(plan_page(prepared, output=output, url=url), output)
+    else:
+        write_result(render_plan(prepared, format.value), output)
 
 
 @app.command()

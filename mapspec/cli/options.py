@@ -21,13 +21,17 @@ __all__ = [
     "FlavourOpt",
     "Format",
     "FormatOpt",
+    "OutputOpt",
     "PadOpt",
+    "PageFormat",
+    "PageFormatOpt",
     "ProgressMode",
     "ReferenceOpt",
     "RunConfigOpt",
     "SetOpt",
     "Side",
     "SourceArg",
+    "SourceUrlOpt",
     "SpecOpt",
     "SpecPathsArg",
     "ToOpt",
@@ -38,6 +42,8 @@ __all__ = [
     "parse_iteration",
     "parse_size",
     "parse_version",
+    "source_template",
+    "write_result",
 ]
 
 
@@ -47,6 +53,15 @@ class Format(StrEnum):
     TEXT = "text"
     JSON = "json"
     MD = "md"
+
+
+class PageFormat(StrEnum):
+    """How reports are written that people also read as a page."""
+
+    TEXT = "text"
+    JSON = "json"
+    MD = "md"
+    HTML = "html"
 
 
 class FindingFormat(StrEnum):
@@ -112,6 +127,21 @@ SpecPathsArg = Annotated[
     typer.Argument(metavar="[PATH]...", help="Spec files and folders.", show_default="mappings providers"),
 ]
 FormatOpt = Annotated[Format, typer.Option("--format", help="How the result is written.")]
+
+PageFormatOpt = Annotated[
+    PageFormat, typer.Option("--format", help="How the result is written; html is one page that needs no network.")
+]
+OutputOpt = Annotated[
+    Path | None, typer.Option("-o", "--output", help="File to write. Default: stdout.", show_default=False)
+]
+SourceUrlOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--source-url",
+        metavar="TEMPLATE",
+        help="With --format html: links to spec lines, with {path} and {line}. Default: relative paths.",
+    ),
+]
 
 FindingFormatOpt = Annotated[FindingFormat, typer.Option("--format", help="How findings are written.")]
 
@@ -186,3 +216,18 @@ def parse_size(text: str) -> int:
     if unit not in _UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
         raise typer.BadParameter(f"`{text}` is no size; write for example 5GB", param_hint="--max-shard-size")
     return int(float(number) * _UNITS[unit])
+
+
+def source_template(text: str | None) -> str | None:
+    if text is not None and "{path}" not in text:
+        example = "https://example.org/blob/main/{path}#L{line}"
+        raise typer.BadParameter(f"`{text}` has no {{path}}; write for example {example}", param_hint="--source-url")
+    return text
+
+
+def write_result(text: str, output: Path | None) -> None:
+    """The result to stdout, or to the file that `--output` names."""
+    if output is None:
+        typer.echo(text)
+    else:
+        output.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")

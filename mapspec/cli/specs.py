@@ -15,13 +15,19 @@ from mapspec.cli.options import (
     FlavourOpt,
     Format,
     FormatOpt,
+    OutputOpt,
     PadOpt,
+    PageFormat,
+    PageFormatOpt,
     SetOpt,
+    SourceUrlOpt,
     SpecPathsArg,
     VersionOpt,
     compile_from,
     given_specs,
     make_request,
+    source_template,
+    write_result,
 )
 from mapspec.render.findings import render_findings
 
@@ -36,13 +42,22 @@ def show(
     set_: SetOpt = None,
     megatron_core: VersionOpt = "0.19",
     padded_vocab_size: PadOpt = None,
-    format: FormatOpt = Format.TEXT,
+    format: PageFormatOpt = PageFormat.TEXT,
+    output: OutputOpt = None,
+    source_url: SourceUrlOpt = None,
 ) -> None:
     """Show the rules of a mapping for one model: names, shapes, how parallelism cuts them, where they are written."""
     from mapspec.render.show import render_table
 
+    url = source_template(source_url)
     mapping = compile_from(spec, config, flavour, set_, megatron_core, padded_vocab_size)
-    typer.echo(render_table(mapping.table, mapping.proof, format.value))
+    if format is PageFormat.HTML:
+        from mapspec.render.html.reports import show_page
+
+        path = config / "config.json" if config.is_dir() else config
+        write_result(show_page(mapping, path, output=output, url=url), output)
+    else:
+        write_result(render_table(mapping.table, mapping.proof, format.value), output)
 
 
 @app.command()
