@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mapspec.amounts import human_bytes
 from mapspec.collapse import collapse
 from mapspec.mapping import CompiledMapping
 from mapspec.plan import Plan
 from mapspec.prepare import Prepared
 from mapspec.prove import Proof
-from mapspec.render.grid import SIDES, human_bytes
+from mapspec.render.grid import SIDES
 from mapspec.render.html.assemble import assemble
 from mapspec.render.html.provider import provider_data
 from mapspec.render.html.rules import table_data
