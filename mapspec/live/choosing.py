@@ -44,21 +44,33 @@ def choose_for_model(
                 "write one rule per weight, with its shape; or convert the checkpoint and load that with Megatron-Core"
             )
             raise SpecError(Diagnostic("MS759", message, rule.span, help=help_))
-    best = _fit(bound, shapes)
-    for name, flavour in linked.flavours().items():
-        if name in choices.flavours:
-            continue
-        for choice in flavour.choices:
-            if choice == bound.flavours[name]:
-                continue
-            other = replace(bound.choices, flavours={**bound.choices.flavours, name: choice})
-            candidate = bind(linked, config, other)
-            fit = _fit(candidate, shapes)
-            if fit > best:
-                bound, best = candidate, fit
+    bound = _climb(linked, config, bound, choices, shapes)
     padded = _padding(bound, shapes, tp_size)
     if padded is not None and bound.choices.padded_vocab_size is None:
         bound = bind(linked, config, replace(bound.choices, padded_vocab_size=padded))
+    return bound
+
+
+def _climb(linked: Linked, config: Mapping[str, Any], bound: Bound, choices: Choices, names: Collection[str]) -> Bound:
+    """The choices that know most names, found one flavour at a time.
+
+    Again from the start after each round that found something: as long as prefixes are wrong, other flavours make no
+    difference.
+    """
+    best, before = _fit(bound, names), -1
+    while best > before:
+        before = best
+        for name, flavour in linked.flavours().items():
+            if name in choices.flavours:
+                continue
+            for choice in flavour.choices:
+                if choice == bound.flavours[name]:
+                    continue
+                other = replace(bound.choices, flavours={**bound.choices.flavours, name: choice})
+                candidate = bind(linked, config, other)
+                fit = _fit(candidate, names)
+                if fit > best:
+                    bound, best = candidate, fit
     return bound
 
 
