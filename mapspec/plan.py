@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from mapspec.boxes import intersect
 from mapspec.coverage import Coverage, cover
+from mapspec.cuts import Cuts, chunk_boxes
 from mapspec.diagnostics import Diagnostic
 from mapspec.fill import Fill, Part
 from mapspec.io.layout import Layout, NewTensor
-from mapspec.table import Row, Table, TensorDecl
+from mapspec.regions import clip
+from mapspec.table import Row, RuleForms, Table, TensorDecl
 from mapspec.tensors import FLOATS, Box, StoredTensor, whole
 
 __all__ = ["Plan", "ValueStep", "make_plan"]
@@ -89,6 +92,7 @@ def make_plan(
     casts: Mapping[str, str] | None = None,
     dtype: str | None = None,
     hf_names: frozenset[str] | None = None,
+    cuts: Cuts | None = None,
 ) -> Plan:
     """Decide a conversion.
 
@@ -99,6 +103,10 @@ def make_plan(
         casts: role -> dtype, asked for by name; reaches roles that `dtype` does not.
         dtype: cast every floating tensor whose role allows it.
         hf_names: Hugging Face names that the result should have where the spec leaves it open (tied copies).
+        cuts: parallel sizes that the chunks of a torch_dist checkpoint are cut for; `None` leaves tensors whole.
+
+    Raises:
+        SpecError: MS408 where a parallel size that was asked for does not divide what it cuts.
     """
     target_surface = "stored" if source_surface == "hf" else "hf"
     casts = dict(casts or {})
@@ -106,6 +114,7 @@ def make_plan(
     findings = list(coverage.findings)
     targets: dict[str, _Target] = {}
     tied_rows: list[Row] = []
+    patterns = _Patterns(source_surface, target_surface, cuts)
     for row in table.rows:
         source_row = row
         if row.megatron in table.tied:
@@ -115,7 +124,7 @@ def make_plan(
             if not any(name in (hf_names or ()) for name in row.names("hf")):
                 continue
             source_row = table.by_megatron[table.tied[row.megatron]]
-        _add_row(table, row, source_row, source_surface, target_surface, tensors, targets)
+        _add_row(patterns.of(row.forms, source_row.forms), table, row, source_row, tensors, targets)
     steps: list[ValueStep] = []
     new: list[NewTensor] = []
     for name, target in targets.items():
@@ -144,43 +153,99 @@ def make_plan(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """What the rows of a rule contribute, leading axes left out: computed once, filled in for every row.
+
+    Attributes:
+        source, target: the surfaces.
+        boxes: of each target tensor.
+        pieces: number of the target tensor and of the box in it, of the source tensor; box in source and target.
+        zeros: number of the target tensor and of the box in it; box of the rows that vocabulary padding adds.
+    """
+
+    source: str
+    target: str
+    boxes: tuple[tuple[Box, ...], ...]
+    pieces: tuple[tuple[int, int, int, Box, Box], ...]
+    zeros: tuple[tuple[int, int, Box], ...]
+
+
+class _Patterns:
+    """The patterns of all rules, for one direction."""
+
+    def __init__(self, source: str, target: str, cuts: Cuts | None) -> None:
+        self._source, self._target, self._cuts = source, target, cuts
+        self._known: dict[tuple[int, int], _Pattern] = {}
+
+    def of(self, forms: RuleForms, source_forms: RuleForms) -> _Pattern:
+        """The pattern of rows with these forms; tied copies take their values from rows of other forms."""
+        key = id(forms), id(source_forms)
+        if key not in self._known:
+            self._known[key] = self._make(forms, source_forms)
+        return self._known[key]
+
+    def _make(self, forms: RuleForms, source_forms: RuleForms) -> _Pattern:
+        region = source_forms.region(self._source, self._target)
+        targets = forms.surfaces[self._target]
+        if self._target == "hf":
+            # safetensors has no chunks: one box, which all rows share where a tensor holds several
+            whole_boxes = tuple((whole(form.shape),) for form in targets)
+            pieces = tuple((p.right, 0, p.left, p.left_box, p.right_box) for p in region)
+            return _Pattern(self._source, self._target, whole_boxes, pieces, ())
+        boxes = chunk_boxes(forms, self._cuts)
+        cut = (
+            (p.right, n, part.left, part.left_box, part.right_box)
+            for p in region
+            for n, box in enumerate(boxes[p.right])
+            if (part := p if len(boxes[p.right]) == 1 else clip(p, box)) is not None
+        )
+        zeros = (
+            (number, n, common)
+            for number, form in enumerate(targets)
+            if (padding := _padding_box(forms, form.slot.shape)) is not None
+            for n, box in enumerate(boxes[number])
+            if (common := intersect(padding, box)) is not None
+        )
+        return _Pattern(self._source, self._target, boxes, tuple(cut), tuple(zeros))
+
+
 def _add_row(
-    table: Table, row: Row, source_row: Row, source_surface: str, target_surface: str,
-    tensors: Mapping[str, StoredTensor], targets: dict[str, _Target],
+    pattern: _Pattern, table: Table, row: Row, source_row: Row, tensors: Mapping[str, StoredTensor],
+    targets: dict[str, _Target],
 ) -> None:  # fmt: skip
     """Add what one row contributes to its target tensors."""
-    region = source_row.forms.region(source_surface, target_surface)
     sources = [(tensors.get(n), f.lead(source_row.position)) for n, f in zip(
-        source_row.names(source_surface), source_row.forms.surfaces[source_surface], strict=True)]  # fmt: skip
-    inventory = table.inventory(target_surface)
+        source_row.names(pattern.source), source_row.forms.surfaces[pattern.source], strict=True)]  # fmt: skip
+    inventory = table.inventory(pattern.target)
     places = []
-    for name, form in zip(row.names(target_surface), row.forms.surfaces[target_surface], strict=True):
+    for name, form, boxes in zip(
+        row.names(pattern.target), row.forms.surfaces[pattern.target], pattern.boxes, strict=True
+    ):
         target = targets.get(name)
         if target is None:
             target = targets[name] = _Target(inventory[name])
         lead = form.lead(row.position)
-        # torch_dist keeps one chunk per expert, as Megatron-Core's own writer does; safetensors has no chunks.
-        box = lead + whole(form.slot.shape) if target_surface == "stored" else whole(form.shape)
-        bucket = target.boxes.setdefault(box, [])
-        places.append((target, bucket, lead))
-        if target_surface == "stored":
-            bucket += _zeros(row, form.slot.shape, lead)
-    for piece in region:
-        source, source_lead = sources[piece.left]
+        inner = lead if pattern.target == "stored" else ()
+        places.append((target, [target.boxes.setdefault(inner + box, []) for box in boxes], lead))
+    for number, n, box in pattern.zeros:
+        _, buckets, lead = places[number]
+        buckets[n].append(Part(lead + box, None, ()))
+    for number, n, left, left_box, right_box in pattern.pieces:
+        source, source_lead = sources[left]
         if source is None:
             continue
-        target, bucket, lead = places[piece.right]
-        bucket.append(Part(lead + piece.right_box, source, source_lead + piece.left_box))
+        target, buckets, lead = places[number]
+        buckets[n].append(Part(lead + right_box, source, source_lead + left_box))
         target.dtypes[source.name] = source.dtype
 
 
-def _zeros(row: Row, shape: tuple[int, ...], lead: Box) -> list[Part]:
-    """Parts for the rows that vocabulary padding adds."""
-    for axis, dim in enumerate(row.rule.dims or ()):
+def _padding_box(forms: RuleForms, shape: tuple[int, ...]) -> Box | None:
+    """The rows that vocabulary padding adds to a stored tensor."""
+    for axis, dim in enumerate(forms.rule.dims or ()):
         if dim.padded is not None and dim.padded > dim.size:
-            box = tuple((dim.size, n) if i == axis else (0, n) for i, n in enumerate(shape))
-            return [Part(lead + box, None, ())]
-    return []
+            return tuple((dim.size, n) if i == axis else (0, n) for i, n in enumerate(shape))
+    return None
 
 
 def _padding(table: Table, source_surface: str, target_surface: str) -> list[ValueStep]:

@@ -12,6 +12,7 @@ from mapspec.bind import Choices, bind
 from mapspec.bridge import RunConfig, reference_from_run_config, run_config_for
 from mapspec.choose import apply_sets, choose_mapping, detect_flavours
 from mapspec.coverage import cover
+from mapspec.cuts import Cuts, read_by_rank
 from mapspec.diagnostics import Diagnostic, nearest
 from mapspec.errors import CheckpointError, PlanError, SpecError
 from mapspec.link import Linked
@@ -41,6 +42,7 @@ class Request:
         megatron_version: Megatron-Core that reads or wrote the checkpoint.
         padded_vocab_size: rows of the vocabulary on the Megatron side; `None` for no padding.
         run_config: whether run_config.yaml is written for Megatron-Bridge.
+        cuts: parallel sizes that the chunks of a torch_dist checkpoint are cut for.
     """
 
     source: Path
@@ -54,6 +56,7 @@ class Request:
     megatron_version: tuple[int, int] = (0, 19)
     padded_vocab_size: int | None = None
     run_config: bool = True
+    cuts: Cuts = field(default_factory=Cuts)
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,16 @@ def prepare(request: Request) -> Prepared:
     if proof.findings:
         raise SpecError(proof.findings)
     plan = make_plan(
-        table, surface, source.tensors, casts=request.casts, dtype=request.dtype, hf_names=frozenset(reference.shard_of)
+        table,
+        surface,
+        source.tensors,
+        casts=request.casts,
+        dtype=request.dtype,
+        hf_names=frozenset(reference.shard_of),
+        cuts=request.cuts,
     )
+    if request.cuts.strict and source.kind == "hf":
+        read_by_rank(plan.table.rows, request.cuts, request.cuts.rank)  # the sizes divide what they cut
     if plan.findings:
         plan = replace(plan, findings=_with_advice(plan, linked, config, choices, source, surface))
     # What is wrong with the weights is said first; a config that no provider understands often comes with such.

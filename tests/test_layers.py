@@ -33,7 +33,7 @@ LAYERS = (
     ("regions", "open_rules"),
     ("table",),
     ("prove", "coverage", "ranks"),
-    ("mapping",),
+    ("mapping", "cuts"),
     ("plan", "lint"),
     ("certificate",),
     ("beside",),

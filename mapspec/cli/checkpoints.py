@@ -14,6 +14,8 @@ from mapspec.cli.options import (
     CastOpt,
     Device,
     DtypeOpt,
+    ExpertOpt,
+    ExpertTensorOpt,
     FindingFormat,
     FindingFormatOpt,
     FlavourOpt,
@@ -30,6 +32,7 @@ from mapspec.cli.options import (
     SourceArg,
     SourceUrlOpt,
     SpecOpt,
+    TensorOpt,
     ToOpt,
     VersionOpt,
     make_request,
@@ -57,6 +60,9 @@ def convert(
     megatron_core: VersionOpt = "0.19",
     padded_vocab_size: PadOpt = None,
     run_config: RunConfigOpt = True,
+    tp: TensorOpt = None,
+    ep: ExpertOpt = None,
+    etp: ExpertTensorOpt = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors shard, for example 5GB.")] = "5GB",
     iteration: Annotated[str, typer.Option(help="Number of the iter_* folder, or `release`.")] = "0",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")] = False,
@@ -87,8 +93,9 @@ def convert(
         keep=keep,
     )
     request = make_request(
-        source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config
-    )
+        source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config,
+        (tp, ep, etp),
+    )  # fmt: skip
     if not resume:
         mention_leftovers(destination)
     with terminable():
@@ -109,6 +116,9 @@ def plan(
     megatron_core: VersionOpt = "0.19",
     padded_vocab_size: PadOpt = None,
     run_config: RunConfigOpt = True,
+    tp: TensorOpt = None,
+    ep: ExpertOpt = None,
+    etp: ExpertTensorOpt = None,
     format: PageFormatOpt = PageFormat.TEXT,
     output: OutputOpt = None,
     source_url: SourceUrlOpt = None,
@@ -119,8 +129,9 @@ def plan(
 
     url = source_template(source_url)
     request = make_request(
-        source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config
-    )
+        source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config,
+        (tp, ep, etp),
+    )  # fmt: skip
     prepared = prepare(request).require()
     if format is PageFormat.HTML:
         from mapspec.render.html.reports import plan_page

@@ -16,6 +16,8 @@ __all__ = [
     "CastOpt",
     "Device",
     "DtypeOpt",
+    "ExpertOpt",
+    "ExpertTensorOpt",
     "FindingFormat",
     "FindingFormatOpt",
     "FlavourOpt",
@@ -34,6 +36,7 @@ __all__ = [
     "SourceUrlOpt",
     "SpecOpt",
     "SpecPathsArg",
+    "TensorOpt",
     "ToOpt",
     "VersionOpt",
     "compile_from",
@@ -126,6 +129,17 @@ SpecPathsArg = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[PATH]...", help="Spec files and folders.", show_default="mappings providers"),
 ]
+TensorOpt = Annotated[
+    int | None,
+    typer.Option("--tp", min=1, help="Cut chunks for this tensor parallel size. Default: up to 8, what divides."),
+]
+ExpertOpt = Annotated[
+    int | None, typer.Option("--ep", min=1, help="Expert parallel size. Experts have chunks of their own in any case.")
+]
+ExpertTensorOpt = Annotated[
+    int | None,
+    typer.Option("--etp", min=1, help="Cut experts for this tensor parallel size. Default: that of --tp, or uncut."),
+]
 FormatOpt = Annotated[Format, typer.Option("--format", help="How the result is written.")]
 
 PageFormatOpt = Annotated[
@@ -149,9 +163,10 @@ FindingFormatOpt = Annotated[FindingFormat, typer.Option("--format", help="How f
 def make_request(
     source: Path, to: Side | None, spec: str | None, reference: Path | None, flavour: list[str] | None,
     sets: list[str] | None, dtype: str | None, cast: list[str] | None, version: str, padded: int | None,
-    run_config: bool = True,
+    run_config: bool = True, parallel: tuple[int | None, int | None, int | None] = (None, None, None),
 ) -> Request:  # fmt: skip
     from mapspec.choose import parse_pairs
+    from mapspec.cuts import Cuts
     from mapspec.prepare import Request
 
     return Request(
@@ -166,6 +181,14 @@ def make_request(
         megatron_version=parse_version(version),
         padded_vocab_size=padded,
         run_config=run_config,
+        cuts=Cuts()
+        if parallel == (None, None, None)
+        else Cuts(
+            tensor=parallel[0] or 1,
+            expert=parallel[1] or 1,
+            expert_tensor=parallel[2] or parallel[0] or 1,  # as Megatron-Core takes it
+            strict=True,
+        ),
     )
 
 

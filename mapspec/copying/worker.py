@@ -17,7 +17,7 @@ from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill
 from mapspec.io.layout import Framing
-from mapspec.tensors import StoredTensor
+from mapspec.tensors import Box, StoredTensor
 
 __all__ = ["Job", "Stopped", "Worker", "write_problem"]
 
@@ -123,11 +123,11 @@ class Worker:
         self._run(*last)
 
     def _plan(self, job: Job) -> Iterator[Framing | Run | list[tuple[int, Gather]]]:
-        """What to write, by offset in the file. Chunks of a tensor that must be gathered come together with the first
-        of them, so that rows of the source that they share are read once."""
-        later: dict[str, list[int]] = {}
+        """What to write, by offset in the file. Chunks side by side in the same rows of a tensor that must be gathered
+        come together with the first of them, so that these rows of the source are read once."""
+        later: dict[tuple[str, Box], list[int]] = {}
         for position, fill in enumerate(job.fills):
-            later.setdefault(fill.tensor.name, []).append(position)
+            later.setdefault((fill.tensor.name, fill.chunk.box[:1]), []).append(position)
         framing = iter((*job.framing, Framing(job.size, b"")))
         upcoming = next(framing)
         done: set[int] = set()
@@ -147,7 +147,7 @@ class Worker:
                 yield from compiled
                 continue
             group = [(fill.chunk.offset, compiled)]
-            for other in later[fill.tensor.name]:
+            for other in later[fill.tensor.name, fill.chunk.box[:1]]:
                 if other > position and other not in done:
                     sibling = self._compile(job.fills[other])
                     if isinstance(sibling, Gather):

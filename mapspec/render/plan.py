@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mapspec.amounts import human_bytes
 from mapspec.boxes import show_box
 from mapspec.collapse import braced, collapse
+from mapspec.cuts import read_by_rank
+from mapspec.errors import SpecError
 from mapspec.intact import Checked
 from mapspec.plan import Plan
 from mapspec.prepare import Prepared
@@ -33,6 +36,7 @@ def render_plan(prepared: Prepared, format: str = "text") -> str:
         f"flavours  {', '.join(f'{k}={v}' for k, v in plan.table.bound.flavours.items())}",
         f"result    {len(plan.targets):,} tensors, {human_bytes(_target_bytes(plan))}"
         + (f", {len(plan.table.objects):,} empty extra-state objects" if prepared.to == "megatron" else ""),
+        *_chunks(prepared),
         "",
         draw_grid(("source", "", "target", "tensors", "rule"), _plan_rows(plan), format),
         "",
@@ -40,6 +44,26 @@ def render_plan(prepared: Prepared, format: str = "text") -> str:
         proof_line(prepared.proof),
     ]
     return "\n".join(lines)
+
+
+def _chunks(prepared: Prepared) -> list[str]:
+    """How a torch_dist checkpoint is cut, and what that means for a rank that loads it."""
+    if prepared.to != "megatron":
+        return []
+    cuts, plan = prepared.request.cuts, prepared.plan
+    chunks = sum(len(target.boxes) for target in plan.targets)
+    asked = (
+        [cuts] if cuts.strict else [replace(cuts, tensor=n) for n in range(cuts.tensor, 0, -1) if not cuts.tensor % n]
+    )
+    for sizes in asked:
+        try:
+            owned, read = read_by_rank(plan.table.rows, cuts, sizes.rank)
+        except SpecError:
+            continue
+        rank = f"TP {sizes.tensor}, EP {sizes.expert}, expert TP {sizes.expert_tensor}"
+        share = read / owned if owned else 1.0
+        return [f"chunks    {chunks:,}; a rank at {rank} owns {human_bytes(owned)} and reads {share:.2f} x that"]
+    return [f"chunks    {chunks:,}"]
 
 
 def _target_bytes(plan: Plan) -> int:

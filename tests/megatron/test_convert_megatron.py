@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from processes import spawn
 from mapspec.backends.reference_parallel import ParallelSizes, one_process_group
 from mapspec.convert import Output, convert
 from mapspec.copy import read_tensor
+from mapspec.cuts import Cuts
 from mapspec.io.hf_folder import open_hf
 from mapspec.io.torch_dist import open_torch_dist
 from mapspec.prepare import Request
@@ -136,6 +138,49 @@ def test_megatron_loads_it_strictly(
             assert load_and_compare(0, *args)
     else:
         assert all(spawn(load_and_compare, sizes.world, *args, sizes=sizes))
+
+
+def count_and_compare(rank: int, checkpoint: str, source: str, switches: dict[str, Any]) -> float:
+    """As `load_and_compare`; bytes of the chunks that Megatron-Core read, over bytes that it took from them."""
+    from torch.distributed.checkpoint import filesystem
+
+    read, taken = [0], [0]
+    narrow = filesystem.narrow_tensor_by_index
+
+    def counting(tensor: torch.Tensor, *args: Any) -> torch.Tensor:
+        part: torch.Tensor = narrow(tensor, *args)
+        read[0], taken[0] = read[0] + tensor.nbytes, taken[0] + part.nbytes
+        return part
+
+    with mock.patch.object(filesystem, "narrow_tensor_by_index", counting):
+        assert load_and_compare(rank, checkpoint, source, switches, ())
+    return read[0] / taken[0]
+
+
+@pytest.mark.parametrize(
+    ("cuts", "sizes", "most"),
+    [
+        pytest.param(Cuts(4, expert_tensor=2, least_bytes=1), ParallelSizes(tp=4, etp=1), 1.0, id="as-cut"),
+        pytest.param(Cuts(4, expert_tensor=2, least_bytes=1), ParallelSizes(tp=2, ep=2, etp=2), 1.0, id="divisors"),
+        pytest.param(Cuts(4, expert_tensor=2, least_bytes=1), ParallelSizes(), 1.0, id="one-rank"),
+        pytest.param(Cuts(2, least_bytes=1), ParallelSizes(tp=4), 3.0, id="other-size"),
+    ],
+)
+def test_a_rank_reads_what_it_owns(tmp_path: Path, cuts: Cuts, sizes: ParallelSizes, most: float) -> None:
+    """Chunks cut for a parallel size are read without waste at its divisors, and load at other sizes, too."""
+    source = write_tiny(MODELS["mtp1"].but(dtype="float32"), tmp_path / "hf")
+    done = convert(Request(source, cuts=cuts), Output(tmp_path / "ckpt"))
+    assert any(len(target.boxes) > 1 and len(target.shape) == 2 for target in done.prepared.plan.targets)
+    args = (str(tmp_path / "ckpt"), str(source), {"experts": "grouped"})
+    if sizes.world == 1:
+        with one_process_group():
+            ratios = [count_and_compare(0, *args)]
+    else:
+        ratios = spawn(count_and_compare, sizes.world, *args, sizes=sizes)
+    assert max(ratios) <= most, ratios
+    assert most == 1.0 or max(ratios) > 1.5
+    convert(Request(tmp_path / "ckpt"), Output(tmp_path / "back"))
+    assert_same_hf(source, tmp_path / "back")
 
 
 def fill_and_save(rank: int, source: str, target: str, switches: dict[str, Any], cuts: tuple[int, ...]) -> None:

@@ -9,10 +9,10 @@ from mapspec.boxes import tiling_fault
 from mapspec.io.layout import Framing, Layout, NewTensor
 from mapspec.io.torch_dist.emit_metadata import metadata_pickle
 from mapspec.io.torch_dist.folder import METADATA, metadata_json
-from mapspec.io.torch_dist.frame import tensor_frame
+from mapspec.io.torch_dist.frame import Frame, tensor_frame
 from mapspec.io.torch_dist.metadata import Slot
 from mapspec.nogc import gc_paused
-from mapspec.tensors import DTYPES, Chunk, StoredTensor, box_shape
+from mapspec.tensors import DTYPES, Box, Chunk, StoredTensor, box_shape
 
 __all__ = ["layout_torch_dist"]
 
@@ -31,7 +31,8 @@ def layout_torch_dist(
         tensors: what to write; each box becomes one item. Within a file, items stand in this order.
         objects: byte objects by key (see `extra_state_stub`); their bytes are part of the framing.
         files: number of data files, about equal in size; fewer if there are fewer items. Each can be filled by a
-            worker of its own.
+            worker of its own. Boxes of a tensor that share rows of its first axis stand in one file: their rows are
+            then read once.
         max_file_bytes: take as many files as keep the average below this; a single larger item still fits.
 
     The caller adds `common.pt` (see `common_pt`) to the small files: readers up to megatron-core 0.18 require it and
@@ -45,7 +46,10 @@ def layout_torch_dist(
     if max_file_bytes:
         total = lead + sum(lengths)
         files = max(files, -(-total // max_file_bytes))
-    buckets = _balanced(lengths, min(files, max(len(items), 1)), lead)
+    groups = _sharing_rows(items)
+    sums = [sum(lengths[position] for position in group) for group in groups]
+    parts = _balanced(sums, min(files, max(len(groups), 1)), lead)
+    buckets = [[position for n in part for position in groups[n]] for part in parts]
 
     sizes: dict[str, int] = {}
     framing: dict[str, tuple[Framing, ...]] = {}
@@ -85,6 +89,14 @@ def layout_torch_dist(
         framing=framing,
         small_files={METADATA: metadata_pickle(stored, object_slots), "metadata.json": metadata_json()},
     )
+
+
+def _sharing_rows(items: Sequence[tuple[int, Box, Frame]]) -> list[list[int]]:
+    """Positions of the items, those together whose boxes lie side by side in the same rows of one tensor."""
+    groups: dict[tuple[int, tuple[int, int] | None], list[int]] = {}
+    for position, (index, box, _) in enumerate(items):
+        groups.setdefault((index, box[0] if box else None), []).append(position)
+    return list(groups.values())
 
 
 def _balanced(sizes: Sequence[int], bins: int, lead: int) -> list[list[int]]:
