@@ -46,11 +46,14 @@ def run_config_for(config: Mapping[str, Any], *, where: str, padded_vocab_size: 
     architectures = [str(a) for a in config.get("architectures") or ()]
     if not set(architectures).intersection(listed_architectures("providers")):
         return RunConfig(None, f"no provider spec lists {', '.join(architectures) or 'its architecture'}")
+    spec = choose_provider(config, where=where)
+    if not spec.model.bridge:
+        return RunConfig(None, f"provider spec `{spec.name}` knows no form of it")
     overrides: dict[str, Any] = {}
     if padded_vocab_size is not None:
         overrides = {"should_pad_vocab": True}
         overrides["make_vocab_size_divisible_by"] = _multiple(int(config["vocab_size"]), padded_vocab_size)
-    resolved = resolve_provider(choose_provider(config, where=where), config, overrides, where=where)
+    resolved = resolve_provider(spec, config, overrides, where=where)
     return RunConfig(run_config_yaml(resolved))
 
 

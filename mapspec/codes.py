@@ -121,6 +121,21 @@ CODES: dict[str, Code] = {
         "Megatron-Core's own checks refuse the combination of fields.",
         "Change the fields that its message names.",
     ),
+    "MS460": Code(
+        "fields-do-not-fit",
+        "Fields of a finalized provider break a rule that its spec declares under `checks`.",
+        "Set the fields that the message names.",
+    ),
+    "MS461": Code(
+        "part-config",
+        "The config of a part of the model cannot be computed, or the model has no such part.",
+        "Set the fields that it is computed from; `mapspec provider` lists the parts of a model.",
+    ),
+    "MS462": Code(
+        "part-contradicts",
+        "A part of the model has another size than the language model, which it has to agree with.",
+        "Leave the field to the language model, or change it there.",
+    ),
     "MS450": Code(
         "stage-unknown",
         "With pipeline parallelism every tensor belongs to a stage; for this one's module none is known.",

@@ -30,6 +30,7 @@ __all__ = [
     "merge",
     "merged_tree",
     "read_document",
+    "reference_configs",
 ]
 
 
@@ -117,6 +118,25 @@ def _beside(name: str, near: Path | None) -> list[str]:
         return []
     parent = (near / name).parent
     return [os.path.relpath(path.with_suffix(""), near) for path in sorted(parent.glob("*.yaml"))]
+
+
+def reference_configs(document: Document[Any]) -> Iterator[tuple[str, Path | Diagnostic]]:
+    """The reference names of a spec, each with its config file, or with the finding that there is none (MS307).
+
+    A reference is a path relative to the spec, or a name that is looked up in `configs/` beside the spec and in
+    `tests/configs/` of the project that the spec lies in.
+    """
+    here = document.path.resolve().parent
+    folders = [here, here / "configs", *(parent / "tests" / "configs" for parent in here.parents)]
+    for i, name in enumerate(document.model.metadata.references):
+        files = (folder / (name if name.endswith(".json") else f"{name}.json") for folder in folders)
+        found = next((f for f in files if f.is_file()), None)
+        if found is None:
+            span = document.tree.span(("metadata", "references", i))
+            help_ = "put NAME.json into `configs/` beside the spec or into `tests/configs/` of the project"
+            yield name, Diagnostic("MS307", f"there is no config for the reference `{name}`", span, help=help_)
+        else:
+            yield name, found
 
 
 class PartlyReadError(SpecError):

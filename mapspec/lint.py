@@ -12,6 +12,7 @@ from typing import Any
 from mapspec.arrange import parse_arrangement
 from mapspec.bind import Bound, Choices, bind
 from mapspec.diagnostics import Diagnostic, Severity, Span, nearest
+from mapspec.documents import reference_configs
 from mapspec.errors import MapspecError, SpecError
 from mapspec.expr import parse_expr
 from mapspec.io.json_config import read_config
@@ -22,7 +23,7 @@ from mapspec.schema import v1
 from mapspec.table import build_table
 from mapspec.text import Path_, read_yaml
 
-__all__ = ["lint", "reference_configs"]
+__all__ = ["lint"]
 
 _FLIPS_UP_TO = 2_000  # rows; larger models have the same rules and would only take longer
 
@@ -49,30 +50,15 @@ def lint(
     return sorted(set(found), key=Diagnostic.sort_key)
 
 
-def reference_configs(scope: Scope) -> Iterator[tuple[str, Path | None]]:
-    """Reference names of a mapping with their config files; `None` where there is none.
-
-    A reference is a path relative to the spec, or a name that is looked up in `configs/` beside the spec and in
-    `tests/configs/` of the project that the spec lies in.
-    """
-    here = scope.document.path.resolve().parent
-    folders = [here, here / "configs", *(parent / "tests" / "configs" for parent in here.parents)]
-    for name in scope.spec.metadata.references:
-        files = (folder / (name if name.endswith(".json") else f"{name}.json") for folder in folders)
-        yield name, next((f for f in files if f.is_file()), None)
-
-
 def _lint_mapping(path: Path) -> list[Diagnostic]:
     linked = link_file(path)
     found = [*_unused(linked.top)]
     bounds: list[Bound] = []
     configs: list[dict[str, Any]] = []
     bound_to: list[tuple[Diagnostic, str]] = []
-    for i, (name, file) in enumerate(reference_configs(linked.top)):
-        if file is None:
-            span = linked.top.span("metadata", "references", i)
-            help_ = "put NAME.json into `configs/` beside the spec or into `tests/configs/` of the project"
-            found.append(Diagnostic("MS307", f"there is no config for the reference `{name}`", span, help=help_))
+    for name, file in reference_configs(linked.top.document):
+        if isinstance(file, Diagnostic):
+            found.append(file)
             continue
         try:
             config = read_config(file)

@@ -35,6 +35,7 @@ __all__ = [
     "ParallelSizes",
     "build_reference_model",
     "cpu_adapters",
+    "on_cpu",
     "one_process_group",
     "parallel_group",
     "process_groups",
@@ -63,6 +64,12 @@ _ON_CPU: Mapping[str, Any] = {
     "moe_token_dispatcher_type": "alltoall",
     "cuda_graph_impl": "none",
 }
+
+
+def on_cpu(config_fields: Mapping[str, Any]) -> dict[str, Any]:
+    """TransformerConfig fields with every switch off that chooses CUDA kernels or GPU placement."""
+    known = {field.name for field in fields(TransformerConfig) if field.init}
+    return {**config_fields, **{name: value for name, value in _ON_CPU.items() if name in known}}
 
 
 def reference_config(

@@ -17,11 +17,10 @@ from mapspec.diff.parts import Found, Names, Store
 from mapspec.diff.published import published_names
 from mapspec.diff.sides import Side, SpecFile
 from mapspec.diff.tables import Outcome, TableDiff, compare_tables
-from mapspec.documents import looking_first_in
+from mapspec.documents import looking_first_in, reference_configs
 from mapspec.errors import MapspecError, SpecError
 from mapspec.io.json_config import read_config
 from mapspec.link import Linked, Scope, link_file
-from mapspec.lint import reference_configs
 from mapspec.prove import prove
 from mapspec.table import SURFACES, build_table
 from mapspec.text import Path_, read_yaml
@@ -60,7 +59,8 @@ class Version:
     @cached_property
     def references(self) -> Mapping[str, Path | None]:
         """Reference models with their configs."""
-        return dict(reference_configs(self.linked.top)) if self.linked else {}
+        found = reference_configs(self.linked.top.document) if self.linked else ()
+        return {name: file if isinstance(file, Path) else None for name, file in found}
 
     @property
     def version(self) -> str | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mapspec.diagnostics import Diagnostic, Note, Span, nearest
-from mapspec.provider.spec import ProviderSpec
+from mapspec.provider.declared import ProviderSpec
+from mapspec.provider.paths import leaves
 
 __all__ = ["short", "unknown_keys"]
 
@@ -17,18 +18,28 @@ __all__ = ["short", "unknown_keys"]
 def unknown_keys(spec: ProviderSpec, config: Mapping[str, Any], where: str) -> Iterator[Diagnostic]:
     """MS420 for every key that the spec does not account for: which key, in which file, and which line to edit."""
     known = spec.known_keys()
-    fields, waived = spec.span("fields", of_key=True), spec.span("waived", of_key=True)
-    for key in config:
-        if key in known:
+    for path, _ in leaves(config, spec.parts):
+        if path in known or any(path.startswith(f"{key}.") for key in spec.waived):
             continue
-        place = _line_of(where, key)
+        owner, key = _owner(spec, path)
+        fields, waived = owner.span("fields", of_key=True), owner.span("waived", of_key=True)
+        place = _line_of(where, path)
         help_ = (
             f"add `{key}` under `waived` ({_place(waived)}) with the reason why it does not matter, "
             f"or give it a field under `fields` ({_place(fields)})"
         )
-        message = f"`{where}` has the key `{key}`, which `{spec.name}` does not account for"
+        message = f"`{where}` has the key `{path}`, which `{spec.name}` does not account for"
         notes = (Note("the key", place),) if place else ()
-        yield Diagnostic("MS420", message, waived, hint=nearest(key, known), help=help_, notes=notes)
+        yield Diagnostic("MS420", message, waived, hint=nearest(path, known), help=help_, notes=notes)
+
+
+def _owner(spec: ProviderSpec, path: str) -> tuple[ProviderSpec, str]:
+    """The spec that a key belongs into, and how it is spelled there."""
+    for part, include in spec.model.include.items():
+        for place in include.config:
+            if path.startswith(f"{place}."):
+                return _owner(spec.included[part], path.removeprefix(f"{place}."))
+    return spec, path
 
 
 def _place(span: Span) -> str:
@@ -42,13 +53,16 @@ def short(value: Any) -> str:
 
 
 def _line_of(path: str, key: str) -> Span | None:
-    """Where the config file has the key, as far as the file can be read again."""
+    """Where the config file has the key, as far as the file can be read again; `a.b` is looked for after `a`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    match = re.search(rf'"{re.escape(key)}"\s*:', text)
-    if match is None:
-        return None
-    start = match.start() - (text.rfind("\n", 0, match.start()) + 1) + 1
-    return Span(path, text.count("\n", 0, match.start()) + 1, start, start + len(key) + 2)
+    at = end = 0
+    for part in key.split("."):
+        match = re.compile(rf'"{re.escape(part)}"\s*:').search(text, end)
+        if match is None:
+            return None
+        at, end = match.span()
+    start = at - (text.rfind("\n", 0, at) + 1) + 1
+    return Span(path, text.count("\n", 0, at) + 1, start, start + len(key.rpartition(".")[2]) + 2)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mapspec.diagnostics import Diagnostic, nearest
 from mapspec.errors import SpecError
+from mapspec.provider.configs import ResolvedConfig
 from mapspec.provider.installed import check_version, config_fields
 from mapspec.provider.objects import to_object
 from mapspec.provider.rules import padded_vocab_size
@@ -19,7 +20,7 @@ from mapspec.schema.provider_v1 import FieldKind, MegatronRange
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Assembly", "build_model", "core_config_values"]
+__all__ = ["Assembly", "build_model", "build_multimodal", "core_config_values", "freeze", "part_config"]
 
 _SIZES = {
     "tensor_model_parallel_size": "get_tensor_model_parallel_world_size",
@@ -95,6 +96,85 @@ def build_model(assembly: Assembly, pre_process: bool | None, post_process: bool
         return build(assembly, values, pre_process, post_process)
     except (ValueError, AssertionError) as error:
         raise SpecError(_refused(assembly, error)) from error
+
+
+def part_config(assembly: Assembly, configs: Mapping[str, ResolvedConfig], name: str) -> Any:
+    """The config of one part: a TransformerConfig, or a dictionary where it is made from a field.
+
+    Args:
+        configs: of all parts but the language model.
+        name: `language`, or one of them.
+
+    Raises:
+        SpecError: versions and fields as in `core_config_values`; Megatron-Core refuses the fields (MS447).
+    """
+    reference = import_module("mapspec.backends.reference") if assembly.provider["backend"] == "reference" else None
+    if name == "language":
+        values = core_config_values(assembly)
+        if reference is None:
+            return _transformer_config(assembly, values)
+        return reference.reference_config(
+            values, hybrid_layer_pattern=assembly.model["hybrid_layer_pattern"], experts=_experts(assembly)
+        )
+    config = configs[name]
+    if config.origin != "language":
+        return config.values(assembly.all()[config.origin])
+    own = {n: f.value for n, f in config.fields.items() if f.of == "config"}
+    kinds = {**assembly.kinds, **{n: f.kind for n, f in config.fields.items()}}
+    kept = {n: v for n, v in assembly.config.items() if n not in config.without}
+    values = core_config_values(Assembly({**kept, **own}, {}, kinds, assembly.supported))
+    made = _transformer_config(assembly, values if reference is None else reference.on_cpu(values))
+    for field in config.fields.values():
+        if field.of != "config":
+            setattr(made, field.name, field.value)
+    return made
+
+
+def _transformer_config(assembly: Assembly, values: dict[str, Any]) -> Any:
+    try:
+        return import_module("megatron.core.transformer.transformer_config").TransformerConfig(**values)
+    except (ValueError, AssertionError) as error:
+        raise SpecError(_refused(assembly, error)) from error
+
+
+def _experts(assembly: Assembly) -> str:
+    return "grouped" if assembly.config.get("moe_grouped_gemm") else "sequential"
+
+
+def build_multimodal(
+    assembly: Assembly, configs: Mapping[str, ResolvedConfig], pre_process: bool | None, post_process: bool | None
+) -> nn.Module:
+    """The model of this rank with encoders and projectors, put together as the field `assembly` says.
+
+    Raises:
+        SpecError: as `build_model`.
+    """
+    if assembly.provider["backend"] == "transformer_engine":
+        _require_gpu_packages()
+    _require_groups(assembly)
+    state = import_module("megatron.core.parallel_state")
+    made = {name: part_config(assembly, configs, name) for name in ("language", *configs)}
+    try:
+        model: nn.Module = import_module("mapspec.backends.multimodal").build(
+            assembly.provider["assembly"],
+            language=lambda pre, post: build_model(assembly, pre, post),
+            configs=made,
+            fields=assembly.all(),
+            pre_process=state.is_pipeline_first_stage() if pre_process is None else pre_process,
+            post_process=state.is_pipeline_last_stage() if post_process is None else post_process,
+            backend=assembly.provider["backend"],
+        )
+    except (ValueError, AssertionError) as error:
+        raise SpecError(_refused(assembly, error)) from error
+    return model
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> None:
+    """Take the gradients from modules of a model: those of that name nearest to its root."""
+    for name in parts:
+        found = [module for path, module in model.named_modules() if path.rpartition(".")[2] == name]
+        for module in found[:1]:
+            module.requires_grad_(False)
 
 
 def _refused(assembly: Assembly, error: Exception) -> Diagnostic:
@@ -214,7 +294,7 @@ def _reference(assembly: Assembly, values: dict[str, Any], pre: bool | None, pos
         pre_process=pre,
         post_process=post,
         norms=assembly.provider["norms"],
-        experts="grouped" if assembly.config.get("moe_grouped_gemm") else "sequential",
+        experts=_experts(assembly),
         max_sequence_length=assembly.model["seq_length"],
         **{name: assembly.model[name] for name in taken},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +13,14 @@ from ruamel.yaml.error import YAMLError
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import SpecError
 from mapspec.io.json_config import read_config
+from mapspec.provider.configs import ResolvedConfig, resolve_configs
 from mapspec.provider.resolve import Resolved, ResolvedField, resolve_provider
 from mapspec.provider.spec import choose_provider, read_provider
 
 __all__ = ["Format", "provider_report", "render_provider"]
 
 type Format = Literal["text", "json", "md"]
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 _HEADS = ("field", "value", "origin", "spec", "source")
 
 
@@ -65,22 +66,34 @@ def render_provider(resolved: Resolved, fmt: Format = "text") -> str:
     Args:
         fmt: `text` (one line per field, for terminals and grep), `md` (a table), or `json` (with `format_version`).
     """
+    configs = resolve_configs(resolved.spec, resolved.values(), resolved.overrides)
     if fmt == "json":
-        return json.dumps(_data(resolved), indent=2, default=str) + "\n"
-    rows = [tuple(row) for row in _rows(resolved)]
+        return json.dumps(_data(resolved, configs), indent=2, default=str) + "\n"
+    rows = [tuple(row) for row in _rows(resolved.fields)]
     unused = [(key, reason) for key, reason in sorted(resolved.unused.items())]
     meta = resolved.spec.model.metadata
     title = f"{meta.name} {meta.version}, {len(rows)} fields from {resolved.where}"
     if fmt == "md":
         left = _markdown(("HF key", "not carried because"), unused)
-        return "\n".join([f"### {title}", "", *_markdown(_HEADS, rows), "", *left, ""])
+        parts = [line for c in configs.values() for line in ("", f"#### {_about(c)}", "", *_markdown(_HEADS, _own(c)))]
+        return "\n".join([f"### {title}", "", *_markdown(_HEADS, rows), *parts, "", *left, ""])
     left = ["HF keys without a field:", *_aligned(("key", "reason"), unused)]
-    return "\n".join([title, "", *_aligned(_HEADS, rows), "", *left, ""])
+    parts = [line for c in configs.values() for line in ("", f"{_about(c)}:", *_aligned(_HEADS, _own(c)))]
+    return "\n".join([title, "", *_aligned(_HEADS, rows), *parts, "", *left, ""])
 
 
-def _rows(resolved: Resolved) -> Iterator[Sequence[str]]:
-    for name in sorted(resolved.fields):
-        field = resolved.fields[name]
+def _about(config: ResolvedConfig) -> str:
+    base = "the language model's" if config.origin == "language" else f"`{config.origin}`"
+    return f"config {config.name}, {config.about}: {base}, and of its own"
+
+
+def _own(config: ResolvedConfig) -> list[Sequence[str]]:
+    return list(_rows(config.fields))
+
+
+def _rows(fields: Mapping[str, ResolvedField]) -> Iterator[Sequence[str]]:
+    for name in sorted(fields):
+        field = fields[name]
         yield name, _value(field.value), _origin(field), _place(field), field.source()
 
 
@@ -108,23 +121,36 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def _data(resolved: Resolved) -> dict[str, Any]:
+def _data(resolved: Resolved, configs: Mapping[str, ResolvedConfig]) -> dict[str, Any]:
     meta = resolved.spec.model.metadata
     return {
         "format_version": FORMAT_VERSION,
         "provider": {"name": meta.name, "version": meta.version, "mapping": meta.mapping},
         "config": resolved.where,
-        "fields": {
+        "fields": _fields(resolved.fields),
+        "configs": {
             name: {
-                "value": field.value,
-                "origin": field.origin,
-                "keys": list(field.keys),
-                "reason": field.reason,
-                "when": field.group,
-                "of": field.of,
-                "spec": {"path": Path(field.span.path).name, "line": field.span.line} if field.span else None,
+                "about": config.about,
+                "from": config.origin,
+                "without": sorted(config.without),
+                "fields": _fields(config.fields),
             }
-            for name, field in sorted(resolved.fields.items())
+            for name, config in configs.items()
         },
         "not_carried": dict(sorted(resolved.unused.items())),
+    }
+
+
+def _fields(fields: Mapping[str, ResolvedField]) -> dict[str, Any]:
+    return {
+        name: {
+            "value": field.value,
+            "origin": field.origin,
+            "keys": list(field.keys),
+            "reason": field.reason,
+            "when": field.group,
+            "of": field.of,
+            "spec": {"path": Path(field.span.path).name, "line": field.span.line} if field.span else None,
+        }
+        for name, field in sorted(fields.items())
     }

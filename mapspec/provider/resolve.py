@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mapspec.diagnostics import Diagnostic, Note, Span, nearest
 from mapspec.errors import SpecError
 from mapspec.expr import ExprError, MissingKeyError, parse_expr
 from mapspec.provider.account import short, unknown_keys
+from mapspec.provider.declared import Entry, ProviderSpec, Scope
 from mapspec.provider.installed import config_fields
+from mapspec.provider.paths import ABSENT, assign, leaves, look_up
 from mapspec.provider.resolved import Origin, Resolved, ResolvedField
-from mapspec.provider.spec import Entry, ProviderSpec
+from mapspec.provider.spec_check import PLACEHOLDER
 from mapspec.provider.values import NoCounterpartError, from_hf, same
 from mapspec.schema import provider_v1 as v1
 
-__all__ = ["Origin", "Resolved", "ResolvedField", "resolve_provider"]
+__all__ = ["Origin", "Resolved", "ResolvedField", "failed", "resolve_provider", "with_parts"]
 
 _ORIGINS: Mapping[str, Origin] = {"constants": "constant", "defaults": "default", "derived": "derived"}
 
@@ -53,6 +57,9 @@ def resolve_provider(
 def _unknown_overrides(spec: ProviderSpec, overrides: Mapping[str, Any]) -> Iterator[Diagnostic]:
     installed = config_fields()
     for name in overrides:
+        config, _, own = name.rpartition(".")
+        if config in spec.model.configs and (not installed or own in installed or config_field(spec, config, own)):
+            continue
         if name not in spec.entries and name not in installed:
             known = {*spec.entries, *installed}
             more = "" if installed else "; megatron-core is not installed, so fields that only it knows cannot be told"
@@ -61,11 +68,45 @@ def _unknown_overrides(spec: ProviderSpec, overrides: Mapping[str, Any]) -> Iter
             yield Diagnostic("MS427", message, where=f"--set {name}", hint=nearest(name, known), help=help_)
 
 
+def with_parts(spec: ProviderSpec, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the parts that a field as a whole was set to, so that the keys within count."""
+    out: dict[str, Any] | None = None
+    for entry in spec.entries.values():
+        keys = [key for key in getattr(entry.decl, "hf", ()) if key in spec.parts]
+        if entry.name not in overrides or not keys:
+            continue
+        out = copy.deepcopy(dict(config)) if out is None else out
+        here = [key for key in keys if look_up(out, key) is not ABSENT] or keys[:1]
+        for key in here:
+            assign(out, key, overrides[entry.name] if key == here[0] else None)
+    return config if out is None else out
+
+
+def failed(
+    spec: ProviderSpec, scope: Scope, number: int, check: v1.Check, lookup: Callable[[str], Any], code: str,
+    notes: tuple[Note, ...] = (),
+) -> Diagnostic:  # fmt: skip
+    """The finding of a check that does not hold, with the values that its text names."""
+
+    def told(text: str) -> str:
+        return PLACEHOLDER.sub(lambda match: short(lookup(match[1])), text)
+
+    span = spec.span(*scope.path, "checks", number, "that")
+    return Diagnostic(code, told(check.message), span, help=told(check.help) or None, notes=notes)
+
+
+def config_field(spec: ProviderSpec, config: str, name: str) -> bool:
+    """Whether a further config declares that field, or is a mapping, which takes any."""
+    declared = spec.model.configs[config]
+    return declared.origin != "language" or name in declared.constants or name in declared.derived
+
+
 class _Resolver:
     """Computes fields on demand, each once."""
 
     def __init__(self, spec: ProviderSpec, config: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> None:
-        self.spec, self.config, self.overrides, self.where = spec, config, overrides, where
+        self.spec, self.overrides, self.where = spec, overrides, where
+        self.given, self.config = config, with_parts(spec, config, overrides)
         self.done: dict[str, ResolvedField | None] = {}
         self.groups: dict[str, bool] = {}
         self.running: list[str] = []
@@ -75,37 +116,53 @@ class _Resolver:
         spec = self.spec
         fields = {name: f for name in spec.entries if (f := self.field(name)) is not None}
         for name, value in self.overrides.items():
-            if name not in spec.entries:
+            if name not in spec.entries and "." not in name:
                 fields[name] = ResolvedField(name, value, "override", reason="set by the user")
+        for name in self.overrides:
+            if name in fields:
+                self.tell_part(fields, spec.entries.get(name))
         unused = dict(self.unused(fields))
         if not self.overrides:
             self.found.extend(unknown_keys(self.spec, self.config, self.where))
         if not self.found:
             self.found.extend(self.failed_checks())
-        return Resolved(spec, self.config, self.where, fields, unused, self.overrides)
+        return Resolved(spec, self.given, self.where, fields, unused, self.overrides)
+
+    def tell_part(self, fields: dict[str, ResolvedField], entry: Entry | None) -> None:
+        """A field that was set may be a key of a part that is a field as well: the part then says so too."""
+        for key in getattr(entry.decl if entry else None, "hf", ()):
+            part, _, last = key.rpartition(".")
+            whole = self.spec.keys.get(part)
+            if whole is None or entry is None or whole[0].name not in fields:
+                continue
+            value = fields[whole[0].name].value
+            if isinstance(value, Mapping) and look_up(self.given, key) is not ABSENT:
+                told = replace(fields[whole[0].name], value={**value, last: fields[entry.name].value})
+                fields[whole[0].name] = told
 
     # --- values -------------------------------------------------------------------------------------------------
 
     def lookup(self, name: str) -> Any:
-        if name in self.spec.model.values:
-            return self.evaluate(self.spec.model.values[name])
+        if name in self.spec.values:
+            return self.evaluate(self.spec.values[name])
         found = self.field(name)
         return None if found is None else found.value
 
-    def evaluate(self, text: str) -> Any:
-        return parse_expr(text)(self.config, self.lookup)
+    def evaluate(self, text: str, part: str | None = None) -> Any:
+        return parse_expr(text)(self.spec.view(part, self.config), self.lookup)
 
     def applies(self, group: str | None) -> bool:
         if group is None:
             return True
         if group not in self.groups:
             try:
-                self.groups[group] = bool(self.evaluate(self.spec.model.when[group].condition))
+                self.groups[group] = bool(self.evaluate(self.spec.groups[group][0].condition))
             except _MissingError:
                 self.groups[group] = False  # what the condition needs is a finding already
             except ExprError as error:
                 self.groups[group] = False
-                self.report("MS422", f"condition of `{group}`: {error}", self.spec.span("when", group, "if"))
+                path = self.spec.groups[group][1].path
+                self.report("MS422", f"condition of `{group}`: {error}", self.spec.span(*path, "if"))
         return self.groups[group]
 
     def field(self, name: str) -> ResolvedField | None:
@@ -156,7 +213,8 @@ class _Resolver:
         if decl.default is not None:
             return self.make(entry, self.computed(entry, "default", decl.default), "default", reason=decl.reason or "")
         spelled = " or ".join(f"`{key}`" for key in decl.hf)
-        hint = next((h for key in decl.hf if (h := nearest(key, set(self.config) - self.spec.known_keys()))), None)
+        unknown = {key for key, _ in leaves(self.config, self.spec.parts)} - self.spec.known_keys()
+        hint = next((h for key in decl.hf if (h := nearest(key, unknown))), None)
         self.report(
             "MS422", f"the config has no {spelled}, which gives `{entry.name}`", self.spec.span(*entry.path),
             hint=hint, help="add the key to the config, or a `default` with its `reason` here",
@@ -167,10 +225,11 @@ class _Resolver:
         """The keys that the config has for a field, and the value on which all of them agree."""
         read: list[tuple[str, Any]] = []
         for key in decl.hf:
-            if self.config.get(key) is None:
+            given = look_up(self.config, key)
+            if given is ABSENT or given is None:
                 continue
             try:
-                read.append((key, from_hf(decl, key, self.config[key], self.spec.model.maps)))
+                read.append((key, from_hf(decl, key, given, self.spec.maps)))
             except NoCounterpartError as error:
                 known = ", ".join(f"`{v}`" for v in error.known)
                 path = (*entry.path, "map") if decl.map else (*entry.path, "hf", key)
@@ -186,8 +245,8 @@ class _Resolver:
         for key, other in read[1:]:
             if not same(other, value):
                 message = (
-                    f"the config contradicts itself: `{first}` is {short(self.config[first])} and `{key}` is "
-                    f"{short(self.config[key])}, both spell `{entry.name}`"
+                    f"the config contradicts itself: `{first}` is {short(look_up(self.config, first))} and `{key}` is "
+                    f"{short(look_up(self.config, key))}, both spell `{entry.name}`"
                 )
                 span = self.spec.span(*entry.path, "hf", key, of_key=True)
                 self.report("MS421", message, span, help="remove one of the two, or make them agree")
@@ -195,7 +254,7 @@ class _Resolver:
 
     def computed(self, entry: Entry, part: str, text: str) -> Any:
         try:
-            return self.evaluate(text)
+            return self.evaluate(text, entry.part)
         except MissingKeyError as error:
             message = f"the config has no `{error.key}`, which `{entry.name}` is computed from"
             self.report("MS422", message, self.spec.span(*entry.path, part))
@@ -215,14 +274,14 @@ class _Resolver:
     # --- the config as a whole ----------------------------------------------------------------------------------
 
     def unused(self, fields: Mapping[str, ResolvedField]) -> Iterator[tuple[str, str]]:
-        for key, value in self.config.items():
+        for key, value in leaves(self.given, self.spec.parts):
             if key in self.spec.waived:
-                group, waiver = self.spec.waived[key]
-                if self.applies(group):
-                    self.accept(key, value, group, waiver)
+                scope, waiver = self.spec.waived[key]
+                if self.applies(scope.group):
+                    self.accept(key, value, scope, waiver)
                     yield key, waiver.reason
                 else:
-                    yield key, self.inactive(group)
+                    yield key, self.inactive(scope.group)
             elif key in self.spec.keys:
                 entry, _ = self.spec.keys[key]
                 if entry.name not in fields:
@@ -230,25 +289,22 @@ class _Resolver:
 
     def inactive(self, group: str | None) -> str:
         assert group is not None, "fields without a group always exist"
-        return f"counts only where {self.spec.model.when[group].about}"
+        return f"counts only where {self.spec.groups[group][0].about}"
 
-    def accept(self, key: str, value: Any, group: str | None, waiver: v1.Waiver) -> None:
+    def accept(self, key: str, value: Any, scope: Scope, waiver: v1.Waiver) -> None:
         if waiver.accepts is None or value is None or any(same(value, ok) for ok in waiver.accepts):
             return
-        base = () if group is None else ("when", group)
         shown = " or ".join(short(ok) for ok in waiver.accepts)
         message = f"`{key}` is {short(value)}; Megatron-Core builds such a model with {shown} only"
-        self.report("MS424", message, self.spec.span(*base, "waived", key, of_key=True), help=waiver.reason)
+        self.report("MS424", message, self.spec.span(*scope.path, "waived", key, of_key=True), help=waiver.reason)
 
     def failed_checks(self) -> Iterator[Diagnostic]:
-        for group, section in self.spec.sections.items():
-            if not self.applies(group):
+        for scope in self.spec.scopes:
+            if not self.applies(scope.group):
                 continue
-            base = () if group is None else ("when", group)
-            for i, check in enumerate(section.checks):
-                span = self.spec.span(*base, "checks", i, "that")
-                if not self.evaluate(check.that):
-                    yield Diagnostic("MS426", check.message, span, help=check.help or None, notes=self.config_note())
+            for i, check in enumerate(scope.section.checks):
+                if check.at == "config" and not self.evaluate(check.that, scope.part):
+                    yield failed(self.spec, scope, i, check, self.lookup, "MS426", self.config_note())
 
     def config_note(self) -> tuple[Note, ...]:
         return (Note(f"in the config `{self.where}`"),)

@@ -14,7 +14,7 @@ from mapspec.diagnostics import Diagnostic
 from mapspec.errors import SpecError
 from mapspec.provider.pattern import HybridPattern, fold_mtp, parse_pattern
 
-__all__ = ["finalized", "padded_vocab_size"]
+__all__ = ["finalized", "padded_vocab_size", "part_divisions"]
 
 _TP, _PP, _VP, _EP, _ETP = (
     "tensor_model_parallel_size",
@@ -179,6 +179,23 @@ def _divisions(out: Mapping[str, Any], pattern: HybridPattern) -> Iterator[Diagn
         message = f"`hidden_size` is {out['hidden_size']}, which `{_TP}` {tp} does not divide"
         yield Diagnostic("MS430", message, help=_works(out["hidden_size"]))
     yield from _router(out, layers)
+
+
+def part_divisions(name: str, config: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    """MS430 and MS431 for the config of a part of the model: what tensor parallelism cuts in it.
+
+    Args:
+        name: of the config, for the message.
+        config: all its fields.
+    """
+    tp = config.get(_TP) or 1
+    for field in ("hidden_size", "num_attention_heads", "ffn_hidden_size"):
+        number = config.get(field)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            yield Diagnostic("MS431", f"`{name}.{field}` is {number!r}, not a whole number above zero")
+        elif field != "hidden_size" and number % tp:
+            message = f"`{name}.{field}` is {number}, which `{_TP}` {tp} does not divide"
+            yield Diagnostic("MS430", message, help=_works(number))
 
 
 def _router(out: Mapping[str, Any], layers: str) -> Iterator[Diagnostic]:

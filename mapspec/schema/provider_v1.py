@@ -2,7 +2,7 @@
 
 A provider spec is a table that is read in both directions. Meaning (names that exist, keys given twice) is checked in
 `mapspec.provider.spec`; expressions are those of `mapspec.expr`, where a plain name is a provider field or an entry of
-`values`.
+`values`. An HF key may be a path: `a.b` is the key `b` of the part `a`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,25 @@ __all__ = [
     "Dialect",
     "Export",
     "FieldKind",
+    "Freeze",
     "Group",
+    "IncludedProvider",
     "MegatronRange",
     "Owner",
+    "Place",
     "Provider",
     "ProviderField",
     "ProviderMetadata",
     "Section",
     "Spelling",
+    "SubConfig",
     "Waiver",
     "Written",
 ]
 
 MajorMinor = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")]
-ConfigKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+# `a.b` is the key `b` of the part `a`.
+ConfigKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
 ClassPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+$")]
 Owner = Literal["config", "model", "provider"]
 FieldKind = Literal["plain", "activation", "dtype", "attention_backend"]
@@ -45,6 +50,21 @@ def _spellings(value: Any) -> Any:
     if isinstance(value, str):
         return {value: {}}
     return {key: {} for key in value} if isinstance(value, list) and all(isinstance(k, str) for k in value) else value
+
+
+class Place(Model):
+    """Where a part of an HF config may stand."""
+
+    dialects: tuple[Identifier, ...] | None = Field(
+        None, description="Dialects that have the part there; default: all. `[]`: it is read, never written."
+    )
+
+
+Places = Annotated[
+    dict[ConfigKey, Place],
+    BeforeValidator(_spellings, json_schema_input_type=str | list[str] | dict[str, Place]),
+    Field(min_length=1),
+]
 
 
 class Spelling(Model):
@@ -69,7 +89,9 @@ Spellings = Annotated[
 class ProviderField(Model):
     """A provider field that HF configs have under one or several keys. The first present, non-null key counts."""
 
-    hf: Spellings = Field(description="HF keys, the one that is written by default first.")
+    hf: Spellings = Field(
+        description="HF keys, the one that is written by default first; `a.b` is the key `b` within `a`."
+    )
     map: Identifier | None = Field(None, description="Entry of `maps` that translates the value.")
     default: Expression | None = Field(None, description="Value where no key is present; needs a `reason`.")
     derive: Expression | None = Field(
@@ -115,8 +137,16 @@ class Check(Model):
     """Something that has to hold between fields."""
 
     that: Expression = Field(description="Has to be true.")
-    message: Reason = Field(description="What is wrong otherwise, naming the fields.")
-    help: str = Field("", description="What to do.")
+    message: Reason = Field(
+        description="What is wrong otherwise, naming the fields; `{name}` is the value of a field or of an entry of "
+        "`values`."
+    )
+    help: str = Field("", description="What to do; `{name}` as in `message`.")
+    at: Literal["config", "finalize"] = Field(
+        "config",
+        description="When: as soon as a config is read, or once a provider is finalized (fields may be set until then, "
+        "one after the other; `hf.` keys count no more).",
+    )
 
 
 class Section(Model):
@@ -143,6 +173,50 @@ class Group(Section):
     about: Reason = Field(description="What the condition means, for findings and reports.")
 
 
+class IncludedProvider(Model):
+    """Another provider spec whose fields belong to this one too, with their HF keys in a part of the config."""
+
+    provider: Reference = Field(description="`NAME@MAJOR`, by name or by path relative to this file.")
+    config: Places = Field(description="The part of the config that the included keys stand in, or several spellings.")
+
+
+class SubConfig(Model):
+    """A further config, made from the one of the language model or from a field: another tower, a projector."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    about: Reason = Field(description="What is built with it.")
+    origin: Identifier = Field(
+        "language",
+        alias="from",
+        description="`language`: a copy of the language model's TransformerConfig; else a field that holds a mapping.",
+    )
+    when: Expression | None = Field(None, description="Whether the model has it, over fields and `values`.")
+    without: dict[Identifier, Reason] = Field(
+        default_factory=dict,
+        description="Groups (`when`) whose fields are not copied, or keys of the mapping, each with the reason.",
+    )
+    keeps: dict[Identifier, Reason] = Field(
+        default_factory=dict, description="Fields that have to stay the language model's, each with the reason."
+    )
+    constants: dict[Identifier, Constant] = Field(
+        default_factory=dict,
+        description="Fields with a value of their own; `of: provider` sets an attribute that TransformerConfig lacks.",
+    )
+    derived: dict[Identifier, Derived] = Field(
+        default_factory=dict, description="Fields computed from the provider's fields."
+    )
+
+
+class Freeze(Model):
+    """A part of the model whose parameters take no gradients where a field says so."""
+
+    condition: Expression = Field(alias="if", description="Expression over fields and `values`.")
+    about: Reason = Field(description="What is frozen.")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
 class Dialect(Model):
     """A way in which HF configs spell the same model."""
 
@@ -155,6 +229,7 @@ class Written(Model):
 
     value: Any = Field(description="The value.")
     reason: Reason = Field(description="Why it is written.")
+    dialects: tuple[Identifier, ...] | None = Field(None, description="Dialects that write it; default: all.")
 
 
 class Export(Model):
@@ -196,12 +271,30 @@ class Provider(Section):
     kind: Literal["Provider"]
     metadata: ProviderMetadata
     extends: Reference | None = Field(None, description="Parent: merged by key, the child wins, `null` removes.")
-    dialects: dict[Identifier, Dialect] = Field(min_length=1, description="The first is the default.")
+    applies: Expression | None = Field(
+        None, description="Over `hf.` keys: which configs of its architectures the spec is for; default: all."
+    )
+    builds: Literal["language", "multimodal"] = Field(
+        "language",
+        description="What `provide()` makes: the language model, or one with encoders, of the field `assembly`'s kind.",
+    )
+    include: dict[Identifier, IncludedProvider] = Field(
+        default_factory=dict, description="Specs of parts. What this spec declares itself under the same name wins."
+    )
+    dialects: dict[Identifier, Dialect] = Field(
+        default_factory=dict, description="The first is the default; those of included specs come after."
+    )
     maps: dict[Identifier, dict[str, tuple[str, ...]]] = Field(
         default_factory=dict,
         description="Megatron-Core's value -> the HF values that mean it; the first is written by default.",
     )
     values: dict[Identifier, Expression] = Field(default_factory=dict, description="Named values for expressions.")
     when: dict[Identifier, Group] = Field(default_factory=dict, description="Conditional fields.")
+    configs: dict[Identifier, SubConfig] = Field(
+        default_factory=dict, description="Further configs that the model is built from."
+    )
+    freeze: dict[Identifier, Freeze] = Field(
+        default_factory=dict, description="Module of the model -> when it takes no gradients."
+    )
     export: Export = Field(default_factory=Export, description="The way back.")
     bridge: tuple[BridgeFormat, ...] = Field((), description="Forms of run_config.yaml, oldest first.")

@@ -226,7 +226,7 @@ def test_reports() -> None:
     assert '"a/b"' in text
     assert "override" in text
     data = json.loads(provider_report("nemotron_h", path, fmt="json"))
-    assert data["format_version"] == "1.0"
+    assert data["format_version"] == "1.1"
     assert data["fields"]["hidden_size"]["keys"] == ["hidden_size"]
     assert "use_cache" in data["not_carried"]
     assert "| hidden_size | 4096 |" in provider_report("nemotron_h", path, fmt="md")
