@@ -18,6 +18,7 @@ from mapspec.documents import bundled_folder
 from mapspec.errors import ConvertError
 from mapspec.fill import Part
 from mapspec.io.json_config import write_config
+from mapspec.io.remote import RemotePath
 from mapspec.plan import ValueStep
 from mapspec.sources import MANIFEST, Reference
 from mapspec.table import Table
@@ -38,7 +39,10 @@ def carry(reference: Reference, folder: Path) -> tuple[str, ...]:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(reference.root / name, target)
+            if isinstance(source := reference.root / name, RemotePath):
+                target.write_bytes(source.read_bytes())
+            else:
+                shutil.copyfile(source, target)
         except OSError as error:
             message = f"`{name}` cannot be carried along: {error.strerror}"
             raise ConvertError(Diagnostic("MS724", message, where=str(reference.root))) from None

@@ -527,6 +527,26 @@ CODES: dict[str, Code] = {
         "The file system has no locks, and the process that worked in a leftover ran on another host.",
         "Make sure that it is over, then create the file that the message names.",
     ),
+    "MS790": Code(
+        "remote-package-missing",
+        "A URL is read through fsspec, and fsspec or its package for the protocol is not installed.",
+        'pip install "mapspec[remote]", and for protocols other than s3 and hf the package that fsspec names.',
+    ),
+    "MS791": Code(
+        "url-unusable",
+        "fsspec does not know the protocol of a URL, or cannot make sense of the rest.",
+        "Check protocol, bucket and folder.",
+    ),
+    "MS792": Code(
+        "remote-unreachable",
+        "An object store or a server could not be asked what a folder holds.",
+        "Check the URL, the credentials and the network.",
+    ),
+    "MS793": Code(
+        "io-option",
+        "The option --io says something else than how to read.",
+        "Write for example threads=16,read=8MiB,ahead=4, or the name of a kind of place, such as network.",
+    ),
     "MS801": Code(
         "tensor-on-one-side",
         "One of the two checkpoints holds tensors that the other lacks.",

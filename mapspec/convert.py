@@ -204,6 +204,7 @@ def _copy(
                 fsync=output.fsync,
                 done=finished,
                 only=only,
+                access=prepared.access,
             )
             reports.append(report)
     parts = team.exchange((reports, done))

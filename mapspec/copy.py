@@ -24,6 +24,7 @@ from mapspec.copying.worker import Job, Stopped, Worker, write_problem
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill
+from mapspec.io.filesystem import Access, access_to
 from mapspec.io.layout import Layout
 from mapspec.progress import NoProgress, Progress
 
@@ -62,6 +63,7 @@ def execute(
     done: Callable[[FileDone], None] | None = None,
     skip: Container[str] = (),
     only: Container[str] | None = None,
+    access: Access | None = None,
 ) -> CopyReport:
     """Write the files of `layout`.
 
@@ -70,13 +72,14 @@ def execute(
         layout: what to write. None of its files may exist yet.
         source_root: folder to which the chunks of the parts' sources are relative.
         target_root: an existing folder, usually one that `mapspec.publish` has made.
-        threads: workers; by default one per usable core. Never more than files.
+        threads: workers; by default as many as source and destination are used best with. Never more than files.
         progress: told after every write.
         fsync: whether everything shall be on disk on return.
         done: told of each file, data files and then small ones, when it is complete (and on disk, with `fsync`). Calls
             come one at a time, but from different threads; what it raises ends the copy.
         skip: files that are not written, because they are there already.
         only: files that are written; `None` for all.
+        access: how the source is read; by default as its file system is read best.
 
     Raises:
         ConvertError: no room (MS701, MS702), a source that cannot be read (MS703) or has holes (MS706), a destination
@@ -87,8 +90,9 @@ def execute(
     small = {name: data for name, data in layout.small_files.items() if _chosen(name, skip, only)}
     total = sum(job.size for job in jobs)
     _check_room(target_root, total + sum(map(len, small.values())))
-    count = max(1, min(threads or len(os.sched_getaffinity(0)), len(jobs)))
-    crew = _Crew(jobs, progress or NoProgress(), source_root, target_root, count, fsync, done)
+    access = access or access_to(source_root)
+    count = max(1, min(threads or max(access.threads, access_to(target_root).threads), len(jobs)))
+    crew = _Crew(jobs, progress or NoProgress(), source_root, target_root, count, fsync, done, access)
     crew.run(total)
     for name, data in small.items():
         _write_small(target_root / name, data, fsync)
@@ -106,8 +110,9 @@ class _Crew:
 
     def __init__(
         self, jobs: Collection[Job], progress: Progress, source_root: Path, target_root: Path, count: int, fsync: bool,
-        done: Callable[[FileDone], None] | None,
+        done: Callable[[FileDone], None] | None, access: Access,
     ) -> None:  # fmt: skip
+        self._access = access
         self._jobs, self._progress, self._count = deque(jobs), progress, count
         self._tell = done
         self.done: list[FileDone] = []
@@ -135,7 +140,10 @@ class _Crew:
             raise self._failure
 
     def _work(self) -> None:
-        worker = Worker(self._source_root, self._target_root, sharers=self._count, fsync=self._fsync, wrote=self._wrote)
+        worker = Worker(
+            self._source_root, self._target_root, sharers=self._count, fsync=self._fsync, wrote=self._wrote,
+            access=self._access,
+        )  # fmt: skip
         try:
             while not self._stop.is_set():
                 try:

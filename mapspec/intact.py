@@ -12,9 +12,12 @@ from pathlib import Path
 
 from mapspec.certificate import Certificate, FileRecord, read_certificate
 from mapspec.collapse import collapse
+from mapspec.copying.ahead import Ahead
 from mapspec.copying.digests import Digester
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
+from mapspec.io.filesystem import access_to
+from mapspec.io.remote import RemotePath, located
 from mapspec.io.torch_dist import TRACKER
 from mapspec.progress import NoProgress, Progress
 from mapspec.sources import MANIFEST
@@ -44,23 +47,24 @@ class Checked:
     findings: tuple[Diagnostic, ...]
 
 
-def check_intact(path: Path, *, threads: int | None = None, progress: Progress | None = None) -> Checked:
+def check_intact(path: Path | str, *, threads: int | None = None, progress: Progress | None = None) -> Checked:
     """Check a checkpoint that mapspec wrote. Every byte is read once, in bounded memory.
 
     Args:
         path: folder of the checkpoint; for Megatron-Core the iteration's folder or the one above.
-        threads: readers; by default one per usable core.
+        threads: readers; by default as many as the file system is read best with.
         progress: told after every block.
 
     Raises:
         CheckpointError: there is no certificate (MS730), or it is damaged (MS731).
     """
+    path = located(path)
     home = _home(path)
     certificate = read_certificate(home / MANIFEST)
     todo = {home / name: record for name, record in certificate.files.items()}
     if home != path:
         todo |= {path / name: record for name, record in certificate.above.items()}
-    findings = _Readers(todo, progress or NoProgress()).run(threads or len(os.sched_getaffinity(0)))
+    findings = _Readers(todo, progress or NoProgress()).run(threads or access_to(path).threads)
     findings += [_extra(home, name) for name in _unknown(home, certificate)]
     tensors = {chunk[0] for record in todo.values() for chunk in record.chunks}
     nbytes = sum(record.size for record in todo.values())
@@ -88,10 +92,10 @@ def _home(path: Path) -> Path:
 
 def _unknown(home: Path, certificate: Certificate) -> Iterator[str]:
     """Files that the certificate does not know. Hidden ones are not looked at: no loader reads them."""
-    for folder, below, files in os.walk(home):
+    for folder, below, files in home.walk():
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "__pycache__")
         for name in sorted(files):
-            relative = (Path(folder) / name).relative_to(home).as_posix()
+            relative = (folder / name).relative_to(home).as_posix()
             if not name.startswith(".") and relative not in certificate.files and relative != MANIFEST:
                 yield relative
 
@@ -164,6 +168,8 @@ class _Readers:
                 yield from _compared(path, record, digester, size)
 
     def _read(self, path: Path, digester: Digester, buffer: memoryview) -> int:
+        if isinstance(path, RemotePath):
+            return self._fetch(path, digester, buffer)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -176,6 +182,21 @@ class _Readers:
             return at
         finally:
             os.close(fd)
+
+    def _fetch(self, path: RemotePath, digester: Digester, buffer: memoryview) -> int:
+        access = access_to(path)
+        ahead = Ahead(access.read, access.ahead)
+        size, at = path.stamp().nbytes, 0
+        ahead.expect(path, 0, size)
+        try:
+            while at < size and not self._stop.is_set() and (got := ahead.read_into(buffer[: size - at], path, at)):
+                digester.update(at, buffer[:got])
+                at += got
+                with self._lock:
+                    self._progress.advance(got, path.name)
+            return at
+        finally:
+            ahead.close()
 
 
 def _compared(path: Path, record: FileRecord, digester: Digester, size: int) -> Iterator[Diagnostic]:

@@ -48,7 +48,7 @@ class Output:
         overwrite: whether an existing checkpoint there may be replaced.
         max_shard_bytes: bound for a safetensors shard where no reference gives the layout.
         iteration: number of the `iter_*` folder; `None` for `release`.
-        threads: workers; `None` for one per core.
+        threads: workers; `None` for as many as source and destination are used best with.
         fsync: whether everything is on disk before the result appears.
         resume: go on where an earlier run was cut off, if there is one.
         recheck: with `resume`, read the finished files again and compare digests.

@@ -15,6 +15,7 @@ from mapspec.coverage import cover
 from mapspec.cuts import Cuts, read_by_rank
 from mapspec.diagnostics import Diagnostic, nearest
 from mapspec.errors import CheckpointError, PlanError, SpecError
+from mapspec.io.filesystem import Access, access_to, with_changes
 from mapspec.link import Linked
 from mapspec.nogc import gc_paused
 from mapspec.plan import Plan, make_plan
@@ -31,7 +32,7 @@ class Request:
     """What a user asks for.
 
     Attributes:
-        source: folder of the checkpoint to convert.
+        source: folder or URL of the checkpoint to convert.
         to: `hf` or `megatron`; `None` for the other side than the source's.
         spec: mapping by name or path; `None` for the one that lists the architecture.
         reference: Hugging Face folder or config.json that tells config, dialect, shards and side files on the way
@@ -43,12 +44,13 @@ class Request:
         padded_vocab_size: rows of the vocabulary on the Megatron side; `None` for no padding.
         run_config: whether run_config.yaml is written for Megatron-Bridge.
         cuts: parallel sizes that the chunks of a torch_dist checkpoint are cut for.
+        io: changes to how the source is read, see `mapspec.io.filesystem.with_changes`.
     """
 
-    source: Path
+    source: Path | str
     to: Kind | None = None
     spec: str | None = None
-    reference: Path | None = None
+    reference: Path | str | None = None
     flavours: Mapping[str, str] = field(default_factory=dict)
     sets: Sequence[str] = ()
     dtype: str | None = None
@@ -57,13 +59,15 @@ class Request:
     padded_vocab_size: int | None = None
     run_config: bool = True
     cuts: Cuts = field(default_factory=Cuts)
+    io: str = ""
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A conversion that is ready to run (`plan.findings` is empty) or says why not.
 
-    `run_config` is the text of run_config.yaml, or why there is none; `None` on the way to Hugging Face.
+    `access` is how the source is read. `run_config` is the text of run_config.yaml, or why there is none; `None` on the
+    way to Hugging Face.
     """
 
     request: Request
@@ -73,6 +77,7 @@ class Prepared:
     table: Table
     proof: Proof
     plan: Plan
+    access: Access
     run_config: RunConfig | None = None
 
     @property
@@ -106,6 +111,7 @@ def prepare(request: Request) -> Prepared:
     """
     _check_dtypes(request)
     source = open_source(request.source)
+    access = with_changes(access_to(source.root), request.io)
     if request.to == source.kind:
         name = "Hugging Face" if source.kind == "hf" else "Megatron-Core"
         message = f"the source already is a {name} checkpoint"
@@ -137,7 +143,7 @@ def prepare(request: Request) -> Prepared:
     # What is wrong with the weights is said first; a config that no provider understands often comes with such.
     wanted = source.kind == "hf" and not plan.findings
     run_config = _run_config(request, reference, config) if wanted else None
-    return Prepared(request, source, reference, config, table, proof, plan, run_config)
+    return Prepared(request, source, reference, config, table, proof, plan, access, run_config)
 
 
 def _run_config(request: Request, reference: Reference, config: Mapping[str, Any]) -> RunConfig:

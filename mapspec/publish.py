@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
+from mapspec.io.remote import is_url
 
 __all__ = ["leftovers", "publishing"]
 
@@ -51,7 +52,7 @@ def publishing(
         ConvertError: the destination is taken (MS710), overlaps a source (MS711), or cannot be made (MS712).
     """
     final = Path(os.path.realpath(destination))
-    _check(final, overwrite, [Path(os.path.realpath(source)) for source in sources])
+    _check(final, overwrite, [Path(os.path.realpath(source)) for source in sources if not is_url(source)])
     partial = resume or final.with_name(f".{final.name}.{_PARTIAL}-{secrets.token_hex(4)}")
     folder = partial / _CHECKPOINT
     try:

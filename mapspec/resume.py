@@ -32,7 +32,7 @@ _BLOCK = 1 << 20
 
 # They say where and how to write, not what.
 _HOW = ("destination", "overwrite", "threads", "fsync", "resume", "recheck", "keep")
-_WHERE = ("source", "reference", "spec")
+_WHERE = ("source", "reference", "spec", "io")
 
 
 def conversion_identity(prepared: Prepared, output: Output) -> dict[str, Any]:

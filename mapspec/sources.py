@@ -14,6 +14,7 @@ from mapspec.io.hf_folder import HFCheckpoint, open_hf
 from mapspec.io.identity import identify
 from mapspec.io.json_config import read_config
 from mapspec.io.opened import Stamp
+from mapspec.io.remote import located
 from mapspec.io.safetensors_header import Header, read_header
 from mapspec.io.safetensors_index import INDEX_FILE
 from mapspec.io.side_files import sort_files
@@ -110,12 +111,13 @@ def source_kind(path: Path) -> Kind:
     raise CheckpointError(Diagnostic("MS601", what, where=str(path), help=help_))
 
 
-def open_source(path: Path) -> Source:
-    """Open the checkpoint at `path` from its headers.
+def open_source(path: Path | str) -> Source:
+    """Open the checkpoint at `path`, a folder or a URL, from its headers.
 
     Raises:
         CheckpointError: everything that is wrong with its files.
     """
+    path = located(path)
     if source_kind(path) == "hf":
         hf = open_hf(path)
         return Source("hf", path, hf.root, hf.stamps, hf.tensors, (), _own(hf), _manifest(path))
@@ -139,12 +141,13 @@ def identity_of(source: Source) -> dict[str, Any]:
     return {"kind": source.kind, "path": str(source.path.resolve()), "files": found}
 
 
-def open_reference(path: Path) -> Reference:
+def open_reference(path: Path | str) -> Reference:
     """The reference that a user names: a checkpoint folder, a folder with a config, or a config.json itself.
 
     Raises:
         CheckpointError: there is no readable config.
     """
+    path = located(path)
     if path.is_file():
         return Reference(str(path), read_config(path), path.read_text(encoding="utf-8-sig"))
     if any(path.glob("*.safetensors")):

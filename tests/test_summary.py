@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -16,8 +17,17 @@ from mapspec.prepare import Request
 from mapspec.render.summary import render_converted
 
 
+@pytest.fixture(scope="module", autouse=True)
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same file system on every machine."""
+    mounts = tmp_path_factory.mktemp("mounts") / "mountinfo"
+    mounts.write_text("22 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
+    with mock.patch("mapspec.io.filesystem._MOUNTS", mounts):
+        yield
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+def done(disk: None, tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """A conversion with everything there is to say: casts, padding, names that are passed through and left behind."""
     home = tmp_path_factory.mktemp("summary")
     spec = home / "variant.yaml"
@@ -31,7 +41,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     extra |= {f"backbone.layers.{n}.junk": torch.ones(2) for n in range(4)}
     save_file(load_file(source / "model.safetensors") | extra, source / "model.safetensors")
     (source / "tokenizer.json").write_text("{}")
-    request = Request(source, spec=str(spec), casts={"router_bias": "bfloat16"}, padded_vocab_size=256)
+    casts = {"router_bias": "bfloat16"}
+    request = Request(source, spec=str(spec), casts=casts, padded_vocab_size=256, io="threads=2")
     return convert(request, Output(home / "megatron"))
 
 

@@ -21,6 +21,7 @@ from mapspec.cli.options import (
     FlavourOpt,
     Format,
     FormatOpt,
+    IoOpt,
     OutputOpt,
     PadOpt,
     PageFormat,
@@ -37,6 +38,7 @@ from mapspec.cli.options import (
     VersionOpt,
     make_request,
     parse_iteration,
+    parse_place,
     parse_size,
     source_template,
     write_result,
@@ -60,6 +62,7 @@ def convert(
     megatron_core: VersionOpt = "0.19",
     padded_vocab_size: PadOpt = None,
     run_config: RunConfigOpt = True,
+    io: IoOpt = "",
     tp: TensorOpt = None,
     ep: ExpertOpt = None,
     etp: ExpertTensorOpt = None,
@@ -73,7 +76,7 @@ def convert(
         bool, typer.Option("--recheck", help="With --resume: read finished files again and compare digests.")
     ] = False,
     keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep finished files after an error.")] = True,
-    threads: Annotated[int | None, typer.Option(help="Copying threads. Default: one per core.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="Copying threads. Default: by file system.", min=1)] = None,
     progress: Annotated[ProgressMode, typer.Option(help="Progress on stderr.")] = ProgressMode.AUTO,
     format: FormatOpt = Format.TEXT,
 ) -> None:
@@ -94,7 +97,7 @@ def convert(
     )
     request = make_request(
         source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config,
-        (tp, ep, etp),
+        (tp, ep, etp), io,
     )  # fmt: skip
     if not resume:
         mention_leftovers(destination)
@@ -116,6 +119,7 @@ def plan(
     megatron_core: VersionOpt = "0.19",
     padded_vocab_size: PadOpt = None,
     run_config: RunConfigOpt = True,
+    io: IoOpt = "",
     tp: TensorOpt = None,
     ep: ExpertOpt = None,
     etp: ExpertTensorOpt = None,
@@ -130,7 +134,7 @@ def plan(
     url = source_template(source_url)
     request = make_request(
         source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config,
-        (tp, ep, etp),
+        (tp, ep, etp), io,
     )  # fmt: skip
     prepared = prepare(request).require()
     if format is PageFormat.HTML:
@@ -143,9 +147,12 @@ def plan(
 
 @app.command()
 def verify(
-    left: Annotated[Path, typer.Argument(help="Checkpoint folder, of either kind.", show_default=False)],
+    left: SourceArg,
     right: Annotated[
-        Path | None, typer.Argument(help="The other one. Without it: LEFT against its own certificate.")
+        Path | None,
+        typer.Argument(
+            help="The other one. Without it: LEFT against its own certificate.", parser=parse_place, metavar="[RIGHT]"
+        ),
     ] = None,
     spec: SpecOpt = None,
     flavour: FlavourOpt = None,

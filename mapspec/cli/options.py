@@ -23,6 +23,7 @@ __all__ = [
     "FlavourOpt",
     "Format",
     "FormatOpt",
+    "IoOpt",
     "OutputOpt",
     "PadOpt",
     "PageFormat",
@@ -43,6 +44,7 @@ __all__ = [
     "given_specs",
     "make_request",
     "parse_iteration",
+    "parse_place",
     "parse_size",
     "parse_version",
     "source_template",
@@ -99,13 +101,29 @@ class ProgressMode(StrEnum):
     NONE = "none"
 
 
-SourceArg = Annotated[Path, typer.Argument(help="Checkpoint folder, of either kind.", show_default=False)]
+def parse_place(text: str) -> Path:
+    from mapspec.io.remote import located
+
+    return located(text)
+
+
+SourceArg = Annotated[
+    Path,
+    typer.Argument(
+        help="Checkpoint folder or URL, of either kind.", show_default=False, parser=parse_place, metavar="CHECKPOINT"
+    ),
+]
 ToOpt = Annotated[Side | None, typer.Option("--to", help="Side to convert to. Default: the one the source is not.")]
 SpecOpt = Annotated[str | None, typer.Option("--spec", help="Mapping, by name or path. Default: by the architecture.")]
 ReferenceOpt = Annotated[
     Path | None,
-    typer.Option(help="Hugging Face folder or config.json whose config, shards and side files the result takes."),
+    typer.Option(
+        help="Hugging Face folder or config.json whose config, shards and side files the result takes.",
+        parser=parse_place,
+        metavar="PATH",
+    ),
 ]
+IoOpt = Annotated[str, typer.Option("--io", help="How to read, for example threads=16,read=8MiB,ahead=4, or network.")]
 FlavourOpt = Annotated[
     list[str] | None, typer.Option("--flavour", metavar="NAME=CHOICE", help="Spelling of names; see `mapspec show`.")
 ]
@@ -163,7 +181,7 @@ FindingFormatOpt = Annotated[FindingFormat, typer.Option("--format", help="How f
 def make_request(
     source: Path, to: Side | None, spec: str | None, reference: Path | None, flavour: list[str] | None,
     sets: list[str] | None, dtype: str | None, cast: list[str] | None, version: str, padded: int | None,
-    run_config: bool = True, parallel: tuple[int | None, int | None, int | None] = (None, None, None),
+    run_config: bool = True, parallel: tuple[int | None, int | None, int | None] = (None, None, None), io: str = "",
 ) -> Request:  # fmt: skip
     from mapspec.choose import parse_pairs
     from mapspec.cuts import Cuts
@@ -189,6 +207,7 @@ def make_request(
             expert_tensor=parallel[2] or parallel[0] or 1,  # as Megatron-Core takes it
             strict=True,
         ),
+        io=io,
     )
 
 

@@ -6,9 +6,13 @@ import errno
 import os
 import resource
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
+from mapspec.copying.ahead import Ahead
 from mapspec.diagnostics import Diagnostic, Note
+from mapspec.io.filesystem import Access, access_to
+from mapspec.io.remote import RemotePath, is_url, located
 
 __all__ = ["ReadProblem", "SourceFiles"]
 
@@ -35,30 +39,71 @@ class SourceFiles:
     Args:
         root: folder of the source checkpoint.
         sharers: how many such objects the process uses at once, which bounds what each may keep open.
+        access: how to read; by default what the file system of `root` is read best with.
     """
 
-    __slots__ = ("_most", "_open", "_root")
+    __slots__ = ("_access", "_ahead", "_most", "_open", "_remote", "_root")
 
-    def __init__(self, root: Path, sharers: int = 1) -> None:
+    def __init__(self, root: Path, sharers: int = 1, access: Access | None = None) -> None:
         self._root = root
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         allowed = _MOST_OPEN if soft == resource.RLIM_INFINITY else soft // (4 * sharers)
         self._most = max(1, min(_MOST_OPEN, allowed))
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._remote: dict[str, RemotePath] = {}
+        self._access = access
+        self._ahead: Ahead | None = None
+
+    @property
+    def access(self) -> Access:
+        """How these files are read."""
+        if self._access is None:
+            self._access = access_to(self._root)
+        return self._access
+
+    @property
+    def window(self) -> int:
+        """How many bytes ahead `expect` is to be told of reads; 0 where that is of no use."""
+        return self.access.read * self.access.ahead
+
+    def expect(self, file: str, offset: int, length: int) -> None:
+        """`length` bytes from `offset` on will be read, after everything that was expected before."""
+        if (path := self._elsewhere(file)) is not None:
+            self._asking().expect(path, offset, length)
+        elif length:
+            with suppress(ReadProblem, OSError):  # the read itself says what is wrong
+                os.posix_fadvise(self._fd(file, offset), offset, length, os.POSIX_FADV_WILLNEED)
 
     def read_into(self, view: memoryview, file: str, offset: int) -> None:
         """Fill `view` (bytes) with what stands in `file` from `offset` on. Raises `ReadProblem`."""
-        fd = self._fd(file, offset)
+        path = None if file in self._open else self._elsewhere(file)
+        fd = self._fd(file, offset) if path is None else -1
         while len(view):
             try:
-                got = os.preadv(fd, [view], offset)
+                got = os.preadv(fd, [view], offset) if path is None else self._asking().read_into(view, path, offset)
             except OSError as error:
-                raise ReadProblem(file, offset, f"could not be read: {error.strerror}") from error
+                raise ReadProblem(file, offset, f"could not be read: {error.strerror or error}") from error
             if got == 0:
-                size = os.fstat(fd).st_size
+                size = os.fstat(fd).st_size if path is None else path.stamp().nbytes
                 raise ReadProblem(file, offset, f"ends at byte {size}, but byte {offset} is needed")
             offset += got
             view = view[got:]
+
+    def _elsewhere(self, file: str) -> RemotePath | None:
+        """The file as one that is not on this machine, or `None`. Files of the reference come as URL or full path."""
+        if file in self._remote:
+            return self._remote[file]
+        path = located(file) if is_url(file) else self._root / file if not file.startswith("/") else None
+        if isinstance(path, RemotePath):
+            self._remote[file] = path
+            return path
+        return None
+
+    def _asking(self) -> Ahead:
+        if self._ahead is None:
+            access = self.access if isinstance(self._root, RemotePath) else access_to(next(iter(self._remote.values())))
+            self._ahead = Ahead(access.read, access.ahead)
+        return self._ahead
 
     def _fd(self, file: str, offset: int) -> int:
         fd = self._open.get(file)
@@ -70,7 +115,7 @@ class SourceFiles:
             while len(self._open) >= self._most:
                 os.close(self._open.popitem(last=False)[1])
             try:
-                fd = os.open(self._root / file, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(file if file.startswith("/") else self._root / file, os.O_RDONLY | os.O_CLOEXEC)
                 break
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE) and self._open:
@@ -84,3 +129,5 @@ class SourceFiles:
         """Close every file."""
         while self._open:
             os.close(self._open.popitem()[1])
+        if self._ahead is not None:
+            self._ahead.close()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+from mapspec.copying.ahead import expecting
 from mapspec.copying.digests import Digester, FileDone
 from mapspec.copying.gather import Gather, Scratch
 from mapspec.copying.pieces import BoxIndex, Piece, Run, pieces_of, runs_of
@@ -16,6 +17,7 @@ from mapspec.copying.source import ReadProblem, SourceFiles
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill
+from mapspec.io.filesystem import Access
 from mapspec.io.layout import Framing
 from mapspec.tensors import Box, StoredTensor
 
@@ -53,13 +55,15 @@ class Worker:
         source_root, target_root: the checkpoint folders.
         sharers: number of workers in this process.
         fsync: whether a file shall be on disk when its job is done.
+        access: how to read; by default as the source's file system is read best.
         wrote: called with the file and the number of bytes after each write; raises `Stopped` to end the work.
     """
 
     def __init__(
-        self, source_root: Path, target_root: Path, *, sharers: int, fsync: bool, wrote: Callable[[str, int], None]
-    ) -> None:
-        self._files = SourceFiles(source_root, sharers)
+        self, source_root: Path, target_root: Path, *, sharers: int, fsync: bool, wrote: Callable[[str, int], None],
+        access: Access | None = None,
+    ) -> None:  # fmt: skip
+        self._files = SourceFiles(source_root, sharers, access)
         self._target_root = target_root
         self._fsync = fsync
         self._wrote = wrote
@@ -100,7 +104,7 @@ class Worker:
         return self._digester.done(job.file, job.size)
 
     def _fill(self, job: Job) -> None:
-        waiting = self._plan(job)
+        waiting = expecting(self._plan(job), self._files)
         last: tuple[int, str | None, int, int] = (0, None, 0, 0)
         for step in waiting:
             if isinstance(step, Framing):

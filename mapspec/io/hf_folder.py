@@ -22,7 +22,8 @@ from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import CheckpointError
 from mapspec.io.json_config import read_config
 from mapspec.io.opened import Stamp
-from mapspec.io.safetensors_header import Header, read_header
+from mapspec.io.remote import located
+from mapspec.io.safetensors_header import Header, read_header, warm_headers
 from mapspec.io.safetensors_index import INDEX_FILE, SINGLE_FILE, check_against_index, read_index
 from mapspec.io.side_files import sort_files
 from mapspec.nogc import gc_paused
@@ -81,7 +82,7 @@ def open_hf(path: Path | str, *, config: bool = True) -> HFCheckpoint:
     Raises:
         CheckpointError: with everything that is wrong in the folder, not only the first thing.
     """
-    root = Path(path)
+    root = located(path)
     if not root.is_dir():
         there = root.exists()
         raise CheckpointError(
@@ -111,6 +112,7 @@ def open_hf(path: Path | str, *, config: bool = True) -> HFCheckpoint:
     names = _shards(root, index, sorted_files.safetensors, sorted_files.other_weights, found)
 
     headers: dict[str, Header] = {}
+    warm_headers(root, names)
     for name in names:
         header = read_header(root / name, name)
         if isinstance(header, Header):

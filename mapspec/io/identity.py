@@ -8,6 +8,8 @@ from pathlib import Path
 
 from xxhash import xxh3_128_hexdigest
 
+from mapspec.io.remote import RemotePath
+
 __all__ = ["FileIdentity", "identify"]
 
 _HEAD = 64 << 10
@@ -18,7 +20,7 @@ class FileIdentity:
     """Size in bytes, time of the last change in nanoseconds, and the digest of the head.
 
     The head is the header of a safetensors file (names, shapes and places of its tensors), and the first 64 KiB of
-    any other file.
+    any other file. Of an object in a store it is the version that the store gives, and the time is 0.
     """
 
     size: int
@@ -32,6 +34,9 @@ def identify(root: Path, files: Iterable[str]) -> dict[str, FileIdentity]:
 
 
 def _identity(path: Path) -> FileIdentity:
+    if isinstance(path, RemotePath):
+        stamp = path.stamp()
+        return FileIdentity(stamp.nbytes, 0, xxh3_128_hexdigest(str(stamp.version).encode()))
     with path.open("rb") as file:
         head = file.read(_HEAD)
         if path.suffix == ".safetensors" and len(head) >= 8:

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from mapspec.diagnostics import Diagnostic, Note
+from mapspec.io.remote import RemotePath
+from mapspec.io.stamp import Stamp
 
-__all__ = ["LocalFile", "Stamp", "changed", "opened"]
+__all__ = ["OpenedFile", "Stamp", "changed", "opened"]
 
 _SHOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What changes when a file is written or replaced.
+class OpenedFile(Protocol):
+    """A file that is open for reading at any place; `stamp` was taken when it was opened."""
 
-    Attributes:
-        nbytes: size of the file.
-        version: time of the last change in nanoseconds.
-        inode: device and number of the file, which another file of the same name does not have.
-    """
+    stamp: Stamp
 
-    nbytes: int
-    version: int | str
-    inode: tuple[int, int]
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on; fewer only where the file ends. Raises `OSError`."""
 
-    @classmethod
-    def of(cls, stat: os.stat_result) -> Stamp:
-        """The stamp of a local file."""
-        return cls(stat.st_size, stat.st_mtime_ns, (stat.st_dev, stat.st_ino))
+    def warm(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Say which bytes will be read soon, as (first, the one after the last)."""
 
 
-class LocalFile:
-    """A file that is open for reading at any place."""
-
+class _LocalFile:
     __slots__ = ("_fd", "stamp")
 
     def __init__(self, fd: int) -> None:
@@ -45,7 +37,7 @@ class LocalFile:
         self.stamp = Stamp.of(os.fstat(fd))
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset` on; fewer only where the file ends. The kernel may give less at a time."""
+        # The kernel may give less at a time than was asked for.
         data = os.pread(self._fd, count, offset)
         if len(data) == count or not data:
             return data
@@ -56,13 +48,37 @@ class LocalFile:
             left -= len(data)
         return b"".join(parts)
 
+    def warm(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """The kernel reads ahead by itself."""
+
+
+class _RemoteFile:
+    __slots__ = ("_key", "_store", "stamp")
+
+    def __init__(self, path: RemotePath) -> None:
+        self._store, self._key = path.store, path.key
+        self.stamp = path.stamp()
+
+    def read(self, offset: int, count: int) -> bytes:
+        return self._store.fetch(self._key, offset, max(0, min(count, self.stamp.nbytes - offset)))
+
+    def warm(self, ranges: Sequence[tuple[int, int]]) -> None:
+        size = self.stamp.nbytes
+        self._store.warm([(self._key, start, min(stop, size)) for start, stop in ranges if start < size])
+
 
 @contextmanager
-def opened(path: Path) -> Iterator[LocalFile]:
+def opened(path: Path) -> Iterator[OpenedFile]:
     """Open a file for reading; links are followed. Raises `OSError`."""
+    if isinstance(path, RemotePath):
+        try:
+            yield _RemoteFile(path)
+        finally:
+            path.store.cool(path.key)
+        return
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield LocalFile(fd)
+        yield _LocalFile(fd)
     finally:
         os.close(fd)
 
@@ -70,9 +86,12 @@ def opened(path: Path) -> Iterator[LocalFile]:
 def changed(root: Path, stamps: Mapping[str, Stamp]) -> Diagnostic | None:
     """What to say if files below `root` are not the ones that were stamped (MS707)."""
     notes = []
+    if isinstance(root, RemotePath):
+        root.store.refresh()
     for file, before in stamps.items():
         try:
-            now = Stamp.of((root / file).stat())
+            path = root / file
+            now = path.stamp() if isinstance(path, RemotePath) else Stamp.of(path.stat())
         except OSError as error:
             notes.append(Note(f"`{file}`: {error.strerror}"))
             continue

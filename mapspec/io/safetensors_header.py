@@ -7,20 +7,23 @@ eight bytes of header length (little endian), that many bytes of JSON, then the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mapspec.diagnostics import Diagnostic, Note
+from mapspec.errors import CheckpointError
 from mapspec.io.opened import Stamp, opened
+from mapspec.io.remote import RemotePath
 from mapspec.tensors import DTYPES, Chunk, StoredTensor
 
-__all__ = ["DTYPE_CODES", "METADATA_KEY", "Header", "read_header"]
+__all__ = ["DTYPE_CODES", "METADATA_KEY", "Header", "read_header", "warm_headers"]
 
 METADATA_KEY = "__metadata__"
 _MAX_HEADER = 100_000_000  # the library's own bound; a longer one is garbage read as a length
 _MAX_FINDINGS = 20  # per file: a file written by a broken tool repeats one mistake for every tensor
+_FIRST = 1 << 17  # bytes that are asked for before the length of a remote file's header is known
 _LFS = b"version https://git-lfs"
 
 # code in the header -> our dtype, in the library's own order, by which it also sorts the tensors of a file
@@ -51,6 +54,27 @@ class Header:
     tensors: tuple[StoredTensor, ...]
     metadata: Mapping[str, str]
     stamp: Stamp
+
+
+def warm_headers(root: Path, names: Sequence[str]) -> None:
+    """Fetch the headers of the remote files that will be read next, all at once instead of one after the other.
+
+    Raises:
+        CheckpointError: MS628 where the store does not give them.
+    """
+    if not isinstance(root, RemotePath):
+        return
+    store = root.store
+    keys = {(root / name).key: store.stamp((root / name).key).nbytes for name in names}
+    try:
+        store.warm([(key, 0, min(size, _FIRST)) for key, size in keys.items()])
+        ends = {key: 8 + int.from_bytes(store.fetch(key, 0, min(size, 8)), "little") for key, size in keys.items()}
+        longer = {key: end for key, end in ends.items() if _FIRST < end <= min(keys[key], 8 + _MAX_HEADER)}
+        store.warm([(key, 0, end) for key, end in longer.items()])
+    except OSError as error:
+        message = f"the headers cannot be read: {error.strerror}"
+        help_ = "check the credentials and the network, then try again"
+        raise CheckpointError(Diagnostic("MS628", message, where=str(root), help=help_)) from error
 
 
 def read_header(path: Path, file: str) -> Header | list[Diagnostic]:

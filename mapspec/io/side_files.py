@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +41,8 @@ def sort_files(root: Path) -> SortedFiles:
     weights: list[str] = []
     side: list[str] = []
     findings: list[Diagnostic] = []
-    # os.walk does not follow links to folders, so a cycle of them cannot keep us here.
-    for folder, subfolders, files in os.walk(root):
-        at = Path(folder)
+    # Links to folders are not followed, so a cycle of them cannot keep us here.
+    for at, subfolders, files in root.walk():
         subfolders[:] = sorted(
             name for name in subfolders if not (name.startswith(".") or name in _CACHES or _is_checkpoint(at / name))
         )

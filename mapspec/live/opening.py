@@ -41,4 +41,4 @@ def reference_of(reference: str | Path | Mapping[str, Any]) -> Reference:
     """
     if isinstance(reference, Mapping):
         return Reference("config", dict(reference), None)
-    return open_reference(Path(reference))
+    return open_reference(reference)

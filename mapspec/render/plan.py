@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from mapspec.amounts import human_bytes
@@ -13,6 +13,7 @@ from mapspec.collapse import braced, collapse
 from mapspec.cuts import read_by_rank
 from mapspec.errors import SpecError
 from mapspec.intact import Checked
+from mapspec.io.remote import RemotePath
 from mapspec.plan import Plan
 from mapspec.prepare import Prepared
 from mapspec.render.findings import render_findings, shorten
@@ -21,7 +22,16 @@ from mapspec.render.show import grouped, proof_line
 from mapspec.tensors import StoredTensor
 from mapspec.verify import Verified
 
-__all__ = ["accounted", "by_reason", "patterns_of", "render_checked", "render_plan", "render_verified"]
+__all__ = [
+    "access_json",
+    "accounted",
+    "by_reason",
+    "patterns_of",
+    "reading",
+    "render_checked",
+    "render_plan",
+    "render_verified",
+]
 
 
 def render_plan(prepared: Prepared, format: str = "text") -> str:
@@ -37,6 +47,7 @@ def render_plan(prepared: Prepared, format: str = "text") -> str:
         f"result    {len(plan.targets):,} tensors, {human_bytes(_target_bytes(plan))}"
         + (f", {len(plan.table.objects):,} empty extra-state objects" if prepared.to == "megatron" else ""),
         *_chunks(prepared),
+        f"reading   {reading(prepared)}",
         "",
         draw_grid(("source", "", "target", "tensors", "rule"), _plan_rows(plan), format),
         "",
@@ -91,6 +102,15 @@ def patterns_of(collapsed: Sequence[tuple[str, int]]) -> str:
     return "\n".join([*patterns[:6], *([f"... {len(patterns) - 6} more"] if len(patterns) > 6 else [])])
 
 
+def reading(prepared: Prepared) -> str:
+    """How the source is read, and what has been asked of a store so far."""
+    path = prepared.source.path
+    if not isinstance(path, RemotePath):
+        return str(prepared.access)
+    store = path.store
+    return f"{prepared.access}; {store.requests:,} requests so far, {human_bytes(store.nbytes)}"
+
+
 def accounted(prepared: Prepared) -> list[str]:
     """Everything that is not a plain copy: value steps, what has no place on the other side, notes."""
     plan = prepared.plan
@@ -136,6 +156,13 @@ def _notes(prepared: Prepared) -> list[str]:
     return out + [f"note      `{key}`: {notes[key]}" for key in rules]
 
 
+def access_json(prepared: Prepared) -> dict[str, Any]:
+    """`reading` for machines."""
+    path = prepared.source.path
+    asked = {"requests": path.store.requests, "bytes": path.store.nbytes} if isinstance(path, RemotePath) else {}
+    return {**asdict(prepared.access), **asked}
+
+
 def _plan_json(prepared: Prepared) -> dict[str, Any]:
     plan = prepared.plan
     rows = []
@@ -149,6 +176,7 @@ def _plan_json(prepared: Prepared) -> dict[str, Any]:
         "to": plan.target_surface,
         "flavours": dict(plan.table.bound.flavours),
         "bytes": plan.nbytes,
+        "reading": access_json(prepared),
         "targets": [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in plan.targets],
         "pieces": rows,
         "value_steps": [{"kind": s.kind, "detail": s.detail, "tensors": list(s.tensors)} for s in plan.steps],

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from mapspec.amounts import human_bytes
 from mapspec.collapse import collapse
 from mapspec.convert import Converted
+from mapspec.io.filesystem import kind_of
 from mapspec.plan import Plan
 from mapspec.render.findings import shorten
 from mapspec.render.grid import SIDES, as_json, draw_grid
-from mapspec.render.plan import accounted, by_reason, patterns_of
+from mapspec.render.plan import access_json, accounted, by_reason, patterns_of, reading
 from mapspec.render.show import grouped
 from mapspec.tensors import StoredTensor
 
@@ -42,13 +43,14 @@ def render_converted(done: Converted, format: str = "text") -> str:
     ]
     table = draw_grid(("written", "tensors", "bytes", "rule"), rows, format)
     what = f"{SIDES[plan.target_surface]}, by {plan.table.bound.linked.name}"
+    where = [f"source: {reading(done.prepared)}", f"destination: {kind_of(done.destination)}"]
     rest = accounted(done.prepared)
     if done.carried:
         rest.append(f"carried along: {', '.join(done.carried)}")
     if format == "md":
         items = "\n".join(f"* {' '.join(line.split())}" for line in rest)
-        return f"Wrote `{done.destination}` ({what}): {counts}.\n\n{table}\n\n{items}"
-    inner = [counts, "", *table.splitlines(), "", *rest]
+        return f"Wrote `{done.destination}` ({what}): {counts}; {'; '.join(where)}.\n\n{table}\n\n{items}"
+    inner = [counts, *where, "", *table.splitlines(), "", *rest]
     return "\n".join([f"wrote {done.destination}  ({what})", *(f"  {line}".rstrip() for line in inner)])
 
 
@@ -73,6 +75,7 @@ def _json(done: Converted) -> dict[str, object]:
         "tensors_read": len(plan.coverage.mapped),
         "tensors_written": copied.tensors,
         "files": copied.files,
+        "reading": access_json(done.prepared),
         "bytes": copied.nbytes,
         "copy_seconds": copied.seconds,
         "seconds": done.seconds,

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["DESCRIPTOR", "ItemError", "Record", "Window", "data_start", "record", "records"]
+__all__ = ["DESCRIPTOR", "ItemError", "Record", "Window", "data_start", "first_reads", "record", "records"]
 
 _HEAD = _TAIL = 1024  # torch's records before and after the storage take about 700 and 900 bytes
 _SMALL = 4096
@@ -48,6 +48,11 @@ class Record:
     end: int  # of all records
 
 
+def first_reads(length: int) -> tuple[tuple[int, int], ...]:
+    """What a `Window` fetches at once, as (offset, bytes)."""
+    return ((0, length),) if length <= _SMALL else ((0, _HEAD), (length - _TAIL, _TAIL))
+
+
 class Window:
     """`length` bytes of a file, of which beginning and end are fetched at once."""
 
@@ -56,13 +61,11 @@ class Window:
     def __init__(self, fetch: Callable[[int, int], bytes], length: int) -> None:
         self.length = length
         self._fetch = fetch
-        if length <= _SMALL:
-            self._head = self._tail = fetch(0, length)
-            self._tail_at = 0
-        else:
-            self._head = fetch(0, _HEAD)
-            self._tail_at = length - _TAIL
-            self._tail = fetch(self._tail_at, _TAIL)
+        reads = first_reads(length)
+        self._head = self._tail = fetch(*reads[0])
+        self._tail_at = reads[-1][0]
+        if len(reads) > 1:
+            self._tail = fetch(*reads[1])
 
     def get(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset` on; an `ItemError` if they do not all lie in the window."""

@@ -12,8 +12,8 @@ from typing import Any
 from mapspec.boxes import tiling_fault
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
-from mapspec.io.opened import LocalFile, Stamp, opened
-from mapspec.io.torch_dist.archive import ItemError, Window
+from mapspec.io.opened import OpenedFile, Stamp, opened
+from mapspec.io.torch_dist.archive import ItemError, Window, first_reads
 from mapspec.io.torch_dist.common import COMMON_FILE, COMMON_OBJECT, common_from_file, common_from_object
 from mapspec.io.torch_dist.folder import METADATA, find_folder
 from mapspec.io.torch_dist.metadata import ListedTensor, Slot, read_listing
@@ -146,6 +146,7 @@ def _place(
             stream = _opened(stack, folder / name, members[0][1])
             stamps[name] = stream.stamp
             size = stream.stamp.nbytes
+            _warm(stream, members, folder / name)
             for slot, what, tensor, box in members:
                 end = slot.offset + slot.length
                 if end > size:
@@ -166,7 +167,16 @@ def _place(
     return tensors, stamps
 
 
-def _opened(stack: ExitStack, path: Path, what: str) -> LocalFile:
+def _warm(stream: OpenedFile, members: list[tuple[Slot, str, ListedTensor | None, Box]], path: Path) -> None:
+    """Say what will be read of the file: beginning and end of each item."""
+    slots = [slot for slot, _, tensor, _ in members if tensor is not None]
+    try:
+        stream.warm([(s.offset + at, s.offset + at + n) for s in slots for at, n in first_reads(s.length)])
+    except OSError as error:
+        raise _error("MS654", f"cannot be read ({error.strerror or error})", str(path)) from error
+
+
+def _opened(stack: ExitStack, path: Path, what: str) -> OpenedFile:
     try:
         return stack.enter_context(opened(path))
     except OSError as error:
@@ -174,7 +184,7 @@ def _opened(stack: ExitStack, path: Path, what: str) -> LocalFile:
         raise _error("MS654", message, str(path)) from error
 
 
-def _locate(locator: Locator, stream: LocalFile, slot: Slot) -> Place:
+def _locate(locator: Locator, stream: OpenedFile, slot: Slot) -> Place:
     if slot.transforms:
         raise ItemError("MS658", f"was transformed when written: {', '.join(slot.transforms)}")
     if slot.file.endswith(".safetensors"):

@@ -56,7 +56,7 @@ def plan_page(prepared: Prepared, *, output: Path | None = None, url: str | None
     body = table_data(table, spots)
     _add_bytes(body["rules"], plan, source.tensors)
     data = {
-        **_head("plan", prepared.request.source.resolve().name, table, prepared.proof),
+        **_head("plan", prepared.source.path.resolve().name, table, prepared.proof),
         "lead": f"{SIDES[plan.source_surface]} to {SIDES[plan.target_surface]}",
         "path": str(source.path),
         "from": plan.source_surface,
