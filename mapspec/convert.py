@@ -168,7 +168,8 @@ class _Keeper:
         if isinstance(error, LostRankError):
             error.add_note(f"{self.partial} stays: ranks may still be at work in it. --resume goes on from there")
             return True
-        finished = finished_in(self.partial) if self._wanted else {}
+        mixed = isinstance(error, ConvertError) and any(found.code == "MS707" for found in error.diagnostics)
+        finished = finished_in(self.partial) if self._wanted and not mixed else {}
         if finished:
             size = human_bytes(sum(done.size for done in finished.values()))
             error.add_note(
