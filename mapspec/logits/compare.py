@@ -13,6 +13,7 @@ from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError, SpecError, VerifyError
 from mapspec.logits.floor import chunk_size, eps, run_once, run_with_floor
 from mapspec.logits.measure import largest_of, layer_lines, measure
+from mapspec.logits.media import Media, language_part, make_media
 from mapspec.logits.report import LogitsReport
 from mapspec.logits.require import check_packages, choose_device, choose_dtype
 from mapspec.logits.stages import name_stages
@@ -70,7 +71,8 @@ def compare_logits(
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     config = _config(sources, sets)
-    given = _tokens(config, tokens, seed)
+    words = language_part(config)
+    given = _tokens(words, tokens, seed, make_media(config))
     report = LogitsReport(
         a,
         b,
@@ -102,7 +104,7 @@ def compare_logits(
     allowed = multiple * max(floor.largest, eps(dtype) * one.logits.abs().max().item())
     measured = measure(one.logits, other.logits, tie=allowed)
     mapping = _mapping(sources, spec, flavours, sets)
-    stages = name_stages(None if mapping is None else mapping.table, one.hidden, _kinds(config))
+    stages = name_stages(None if mapping is None else mapping.table, one.hidden, _kinds(words))
     lines = layer_lines(one, other, floors, stages, multiple=multiple, eps=eps(dtype))
     left, right = (about_other, about_one) if swap else (about_one, about_other)
     report = replace(
@@ -145,14 +147,16 @@ def _config(sources: tuple[Source, Source], sets: Sequence[str]) -> dict[str, An
     raise CheckpointError(Diagnostic("MS722", message, where=str(sources[0].path), help=help_))
 
 
-def _tokens(config: Mapping[str, Any], length: int, seed: int) -> Tensor:
-    """Random token ids [3, length]; the length is no multiple of the chunk size."""
+def _tokens(config: Mapping[str, Any], length: int, seed: int, media: Media | None) -> Tensor:
+    """Token ids [3, s]: placeholders, where there are any, and random text; s is no multiple of the chunk size."""
     import torch
 
     chunk = chunk_size(config)
-    length += length % chunk == 0 and chunk > 1
+    places = 0 if media is None else len(media.places)
+    length += (places + length) % chunk == 0 and chunk > 1
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, int(config["vocab_size"]), (SEQUENCES, length), generator=generator)
+    text = torch.randint(0, int(config["vocab_size"]), (SEQUENCES, length), generator=generator)
+    return text if media is None else media.with_places(text)
 
 
 def _kinds(config: Mapping[str, Any]) -> list[str]:
@@ -185,12 +189,18 @@ def _notes(sources: tuple[Source, Source], config: Mapping[str, Any]) -> tuple[s
             "transformers clamps the Mamba step size from below by time_step_min; Megatron-Core and the published code "
             "do not: time_step_limit is set to (0, inf) on every mixer"
         )
-        if config.get("num_nextn_predict_layers"):
+        words = language_part(config)
+        if make_media(config) is not None:
+            notes.append(
+                "every sequence begins with two images and, where the model hears, a clip of sound, all at random; "
+                "features are compared behind the projectors"
+            )
+        if words.get("num_nextn_predict_layers"):
             notes.append(
                 "transformers has no multi-token prediction: its blocks are built of transformers' own layers, and "
                 "their hidden states compared; the logits are those of the main model"
             )
-        if config.get("tie_word_embeddings"):
+        if words.get("tie_word_embeddings"):
             notes.append("transformers does not tie embeddings: lm_head is set to them, as the config says")
     return tuple(notes)
 

@@ -150,4 +150,5 @@ def _read(tensor: StoredTensor, source: Source) -> Any:
     array = read_tensor(tensor, source.root)
     found = torch.from_numpy(array.copy())
     dtype = getattr(torch, tensor.dtype)
-    return (found if found.dtype == dtype else found.view(dtype)).float()
+    found = found if found.dtype == dtype else found.view(dtype)
+    return found.float() if found.is_floating_point() else found

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mapspec.logits.measure import measure
+from mapspec.logits.media import language_part
 from mapspec.logits.report import Measured
 from mapspec.logits.trace import Built, Trace, run, with_chunk
 from mapspec.sources import Source
@@ -49,10 +50,10 @@ def run_with_floor(
     def add(title: str, other: Trace) -> None:
         runs[title] = measure(base.logits, other.logits)
         for key, value in other.hidden.items():
-            largest = (base.hidden[key].double() - value.double()).abs().max().item()
+            largest = (base.hidden[key].double() - value.double().reshape_as(base.hidden[key])).abs().max().item()
             floors[key] = max(floors.get(key, 0.0), largest)
 
-    half = max(1, min(chunk_size(config), tokens.shape[1]) // 2)
+    half = max(1, min(chunk_size(language_part(config)), tokens.shape[1]) // 2)
     with with_chunk(built, half) as chunked:
         if chunked:
             add(f"chunks of {half}", _with_logits(run(built, tokens)))

@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
+from mapspec.logits.media import language_part, make_media
+from mapspec.logits.trace import Built
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NEUTRALISED", "WORKAROUNDS", "hf_config", "is_multimodal", "load_multimodal", "run_multimodal"]
+__all__ = [
+    "NEUTRALISED",
+    "WORKAROUNDS",
+    "build_multimodal_hf",
+    "hf_config",
+    "is_multimodal",
+    "load_multimodal",
+    "run_multimodal",
+]
 
 # What transformers 5.23 cannot do with published checkpoints, or with its own.
 WORKAROUNDS = (
@@ -34,12 +44,7 @@ _NOT_MISSED = ("summary_idxs", "input_conditioner.", "layer_scale", "vision_fina
 
 def is_multimodal(values: Mapping[str, Any]) -> bool:
     """Whether a config has parts for language and for vision."""
-    return isinstance(language_part(values), dict) and isinstance(values.get("vision_config"), dict)
-
-
-def language_part(values: Mapping[str, Any]) -> Any:
-    """The part of a config that is the language model's; the config itself where it has no parts."""
-    return values.get("llm_config") or values.get("text_config") or values
+    return language_part(values) != values and isinstance(values.get("vision_config"), dict)
 
 
 def hf_config(values: Mapping[str, Any], where: str = "config.json") -> Any:
@@ -77,11 +82,60 @@ def load_multimodal(folder: Path, values: Mapping[str, Any], dtype: Any) -> tupl
         dtype=dtype,
         output_loading_info=True,
         use_safetensors=True,
+        experts_implementation="eager",  # as in `hf_model`
     )
     unclamp(model)
     for kind in ("missing_keys", "unexpected_keys"):
         info[kind] = {name for name in info[kind] if not any(part in name for part in _NOT_MISSED)}
     return model.eval(), info
+
+
+def build_multimodal_hf(folder: Path, values: dict[str, Any], *, dtype: str, device: str) -> Built:
+    """The model of a checkpoint, which sees and hears `make_media` with every sequence.
+
+    Raises:
+        CheckpointError: MS821 where transformers refuses the config.
+        VerifyError: MS822 where the checkpoint does not fill the model.
+    """
+    import torch
+
+    from mapspec.logits.hf_model import loading, require_filled
+    from mapspec.logits.hf_mtp import build_mtp
+
+    media = make_media(values)
+    assert media is not None
+    with loading(folder):
+        model, info = load_multimodal(folder, values, getattr(torch, dtype))
+    words = language_part(values)
+    tied = bool(words.get("tie_word_embeddings"))
+    require_filled(folder, info, tied, "language_model.lm_head.weight")
+    language = model.language_model
+    if tied:
+        language.lm_head.weight.data.copy_(language.get_input_embeddings().weight.data)
+    language.mtp = build_mtp(language, folder, words)
+    model.to(device).eval()
+    watched = [("vision features", model.multi_modal_projector)]
+    if model.embed_audio is not None:
+        watched.append(("sound features", model.embed_audio))
+    watched += [("embedding", language.model.embeddings), ("final norm", language.model.norm_f)]
+    watched += [(f"layer {i}", layer) for i, layer in enumerate(language.model.layers)]
+    if language.mtp is not None:
+        watched.append(("mtp", language.mtp.hidden))
+
+    def forward(tokens: Any) -> Any:
+        given = tokens.to(device)
+        model.vision_model.config.dtype = model.dtype  # what the model casts images to
+        kept: list[Any] = []
+        handle = language.model.norm_f.register_forward_hook(lambda *seen: kept.append(seen[-1]))
+        try:
+            logits = run_multimodal(model, {"input_ids": given, **media.inputs(len(given), device)}, media.patch)
+        finally:
+            handle.remove()
+        if language.mtp is not None:
+            language.mtp(given, kept[0])
+        return logits
+
+    return Built(model, forward, tuple(watched), False, f"transformers' {type(model).__name__}")
 
 
 def run_multimodal(model: Any, given: Mapping[str, Tensor], patch: int) -> Tensor:
@@ -90,7 +144,7 @@ def run_multimodal(model: Any, given: Mapping[str, Tensor], patch: int) -> Tenso
     Args:
         model: see `load_multimodal`.
         given: `input_ids`; `images` [1, patches, 3 * patch * patch] with `imgs_sizes`, or `video` [frames, 3, h, w];
-            `sound_clips` with `sound_length`.
+            `sound_clips`, with `sound_length` where clips are padded.
         patch: side of a patch in pixels.
     """
     import torch
@@ -104,8 +158,9 @@ def run_multimodal(model: Any, given: Mapping[str, Tensor], patch: int) -> Tenso
     elif "images" in given:
         others |= {"pixel_values": given["images"][0], "image_grid_hw": given["imgs_sizes"] // patch}
     if "sound_clips" in given:
-        frames = torch.arange(given["sound_clips"].shape[1], device=given["sound_clips"].device)
         others["input_features"] = given["sound_clips"]
+    if "sound_length" in given:
+        frames = torch.arange(given["sound_clips"].shape[1], device=given["sound_clips"].device)
         others["input_features_mask"] = frames < given["sound_length"][:, None]
     logits: Tensor = model(input_ids=given["input_ids"], mm_encoder_outputs=features or None, **others).logits
     return logits

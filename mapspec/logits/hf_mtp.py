@@ -90,7 +90,12 @@ def _read(folder: Path) -> dict[str, Tensor]:
     out = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            out.update({name: file.get_tensor(name) for name in file.keys() if name.startswith("mtp.")})  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                inner = name.removeprefix(
+                    "language_model."
+                )  # beside a language model that is part of another, or in it
+                if inner.startswith("mtp."):
+                    out[inner] = file.get_tensor(name)
     return out
 
 

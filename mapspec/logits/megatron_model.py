@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapspec.diagnostics import Diagnostic
-from mapspec.errors import VerifyError
+from mapspec.errors import CheckpointError, VerifyError
+from mapspec.logits.media import language_part, make_media
 from mapspec.logits.trace import Built
 from mapspec.provider.provider import Provider
 from mapspec.sources import Source
@@ -55,7 +56,7 @@ def one_rank(device: str) -> Iterator[None]:
 
 def provider_for(config: Mapping[str, Any], source: Source, *, dtype: str, device: str) -> Provider:
     """The provider for a config, with what only the checkpoint says: where norms live, rows of the vocabulary."""
-    rows = source.tensors[_EMBEDDING].shape[0] if _EMBEDDING in source.tensors else None
+    rows = next((tensor.shape[0] for name, tensor in source.tensors.items() if name.endswith(_EMBEDDING)), None)
     separate = any(name.endswith((".input_layernorm.weight", "layers.0.norm.weight")) for name in source.tensors)
     fused = any(name.endswith(".layer_norm_weight") for name in source.tensors)
     made = Provider.from_hf(
@@ -75,24 +76,36 @@ def build_megatron(config: Mapping[str, Any], source: Source, *, dtype: str, dev
 
     Raises:
         SpecError: Megatron-Core cannot build it.
+        CheckpointError: MS821 for an assembly that cannot be compared.
         VerifyError: MS822 where the checkpoint does not fill the model, or holds weights that it has no place for.
     """
     import torch
 
+    if any(name.startswith("llava_model.") for name in source.tensors):
+        message = "the llava assembly reads other sequences than transformers: one token for a whole tile"
+        help_ = "convert with --flavour assembly=expanded and compare that"
+        raise CheckpointError(Diagnostic("MS821", message, where=str(source.path), help=help_))
     provider = provider_for(config, source, dtype=dtype, device=device)
     model: Any = provider.provide()
     model.to(device).eval()
     load_strictly(model, source.root, device)
-    watched = [("embedding", model.embedding), ("final norm", model.decoder.final_norm)]
-    watched += [(f"layer {i}", layer) for i, layer in enumerate(model.decoder.layers)]
-    watched += [("mtp", layer) for layer in getattr(getattr(model, "mtp", None), "layers", ())]
-    vocab = int(config["vocab_size"])
+    language = getattr(model, "language_model", model)
+    media = None if language is model else make_media(config)
+    watched = [("embedding", language.embedding), ("final norm", language.decoder.final_norm)]
+    watched += [(f"layer {i}", layer) for i, layer in enumerate(language.decoder.layers)]
+    watched += [("mtp", layer) for layer in getattr(getattr(language, "mtp", None), "layers", ())]
+    if media is not None:
+        watched.append(("vision features", model.vision_projection))
+    if getattr(model, "sound_projection", None) is not None:
+        watched.append(("sound features", model.sound_projection))
+    vocab = int(language_part(config)["vocab_size"])
 
     def forward(tokens: Any) -> Any:
         given = tokens.to(device)
         positions = torch.arange(given.shape[1], device=device).expand_as(given)
+        others = {} if media is None else media.inputs(len(given), device)
         with _adapters(device):
-            logits = model(given, positions, None, runtime_gather_output=True)
+            logits = model(given, positions, None, runtime_gather_output=True, **others)
         return logits[..., :vocab]
 
     about = f"Megatron-Core's {type(model).__name__}, backend {provider.fields['backend']}"

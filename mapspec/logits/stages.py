@@ -11,6 +11,7 @@ from mapspec.table import Table
 __all__ = ["name_stages"]
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+_EMBEDDING = "embedding.word_embeddings.weight"
 _BLOCK = re.compile(r"mtp\.layers\.(\d+)\.")
 
 
@@ -22,22 +23,35 @@ def name_stages(table: Table | None, keys: Iterable[str], kinds: Sequence[str]) 
         keys: stages that were recorded.
         kinds: kind of each layer.
     """
+    names = [row.megatron for row in table.rows] if table is not None else []
+    within = next((name.removesuffix(_EMBEDDING) for name in names if name.endswith(_EMBEDDING)), "")
     hf: dict[str, str] = {}
     for row in table.rows if table is not None else ():
-        key = _key(row.megatron)
+        key = _key(row.megatron.removeprefix(within)) if row.megatron.startswith(within) else _media(row.megatron)
         if key is not None:
             hf.setdefault(key, _prefix(row.names("hf")[0]))
     recorded = set(keys)
-    out = [Stage("embedding", "embedding", hf.get("embedding", "embeddings"), "embedding.word_embeddings")]
+    out = [
+        Stage(f"{medium} features", medium, hf.get(f"{medium} features", medium), f"{medium}_projection")
+        for medium in ("vision", "sound")
+        if f"{medium} features" in recorded
+    ]
+    out.append(Stage("embedding", "embedding", hf.get("embedding", "embeddings"), f"{within}embedding.word_embeddings"))
     for i, kind in enumerate(kinds):
-        out.append(Stage(f"layer {i}", kind, hf.get(f"layer {i}", f"layers.{i}"), f"decoder.layers.{i}"))
-    out.append(Stage("final norm", "norm", hf.get("final norm", "norm_f"), "decoder.final_norm"))
-    out.append(Stage("logits", "output", hf.get("logits", "lm_head"), "output_layer"))
+        out.append(Stage(f"layer {i}", kind, hf.get(f"layer {i}", f"layers.{i}"), f"{within}decoder.layers.{i}"))
+    out.append(Stage("final norm", "norm", hf.get("final norm", "norm_f"), f"{within}decoder.final_norm"))
+    out.append(Stage("logits", "output", hf.get("logits", "lm_head"), f"{within}output_layer"))
     blocks = len({key for key in hf if key.startswith("mtp ")}) or 1
     for step in range(sum(key.startswith("mtp ") for key in recorded)):
         block = min(step, blocks - 1)
-        out.append(Stage(f"mtp {step}", "mtp block", hf.get(f"mtp {block}", "mtp"), f"mtp.layers.{block}"))
+        out.append(Stage(f"mtp {step}", "mtp block", hf.get(f"mtp {block}", "mtp"), f"{within}mtp.layers.{block}"))
     return tuple(out)
+
+
+def _media(megatron: str) -> str | None:
+    """The stage behind a projector."""
+    found = re.match(r"(vision|sound)_projection\.encoder\.linear_fc2\.", megatron)
+    return f"{found[1]} features" if found else None
 
 
 def _key(megatron: str) -> str | None:
@@ -46,7 +60,7 @@ def _key(megatron: str) -> str | None:
     if found := _BLOCK.match(megatron):
         return f"mtp {found[1]}"
     return {
-        "embedding.word_embeddings.weight": "embedding",
+        _EMBEDDING: "embedding",
         "decoder.final_norm.weight": "final norm",
         "output_layer.weight": "logits",
     }.get(megatron)

@@ -19,7 +19,7 @@ class Trace:
 
     Attributes:
         logits: [batch, s, vocab].
-        hidden: stage key -> hidden states [batch, s, hidden] after it.
+        hidden: stage key -> hidden states [batch, s, hidden] after it; features of media are [1, n, hidden].
     """
 
     logits: Tensor
@@ -62,7 +62,10 @@ def recorded(built: Built) -> Iterator[dict[str, Tensor]]:
         def hook(module: Any, given: Any, output: Any) -> None:
             tensor = (output[0] if isinstance(output, tuple) else output).detach()
             name = f"mtp {sum(k.startswith('mtp') for k in hidden)}" if key == "mtp" else key
-            hidden[name] = tensor.transpose(0, 1) if built.sequence_first else tensor
+            if key.endswith("features"):  # of the media of all sequences, in order
+                hidden[name] = tensor.reshape(1, -1, tensor.shape[-1])
+            else:
+                hidden[name] = tensor.transpose(0, 1) if built.sequence_first else tensor
 
         return hook
 
