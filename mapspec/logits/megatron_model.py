@@ -131,8 +131,8 @@ def load_strictly(model: nn.Module, folder: Path, device: str) -> None:
 
     held: Any = model
     with torch.no_grad():
-        for tensor in (*held.parameters(), *held.buffers()):
-            if tensor.is_floating_point():
+        for tensor in held.state_dict(keep_vars=True).values():  # not what a module computes for itself
+            if torch.is_tensor(tensor) and tensor.is_floating_point():
                 tensor.fill_(float("nan"))
     try:
         with _adapters(device), warnings.catch_warnings():
