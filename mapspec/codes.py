@@ -527,6 +527,16 @@ CODES: dict[str, Code] = {
         "The file system has no locks, and the process that worked in a leftover ran on another host.",
         "Make sure that it is over, then create the file that the message names.",
     ),
+    "MS780": Code(
+        "torch-missing-for-ranks",
+        "A conversion by several processes needs torch.distributed, by which they find each other.",
+        'Install it: pip install "mapspec[convert]"; or run one process, without torchrun.',
+    ),
+    "MS781": Code(
+        "ranks-apart",
+        "The processes of a conversion could not connect to each other.",
+        "Check the addresses that the launcher gives, and that the hosts reach each other; see docs/cluster.md.",
+    ),
     "MS790": Code(
         "remote-package-missing",
         "A URL is read through fsspec, and fsspec or its package for the protocol is not installed.",

@@ -6,8 +6,10 @@ What is finished is journaled, so that an error, a signal or a lost machine cost
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -19,19 +21,22 @@ from mapspec.beside import carry, check_tie, record, write_certificate, write_fi
 from mapspec.certificate import file_records, record_of
 from mapspec.copy import CopyReport, execute
 from mapspec.copying.digests import FileDone
-from mapspec.diagnostics import Diagnostic
+from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError
 from mapspec.io.opened import changed
 from mapspec.journal import Journal, Leftover, finished_in
-from mapspec.outputs import Copy, Output, Work, lay_out
+from mapspec.outputs import Copy, Output, Work, file_count, lay_out
 from mapspec.prepare import Prepared, Request, prepare
-from mapspec.progress import Progress
+from mapspec.progress import NoProgress, Progress
 from mapspec.publish import publishing
-from mapspec.resume import conversion_identity, find, remove_others, require_same, settle
+from mapspec.resume import conversion_identity, differences, find, remove_others, require_same, settle
+from mapspec.shares import shares
 from mapspec.sources import identity_of as source_identity
 from mapspec.team import LostRankError, Team
 
 __all__ = ["Converted", "Output", "convert"]
+
+_SHOWS_UP_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -80,21 +85,26 @@ def convert(request: Request, output: Output, progress: Progress | None = None, 
         prepared = prepare(request).require()
         _check_packages(prepared)
         identity = conversion_identity(prepared, output)
+    _agree(team, identity)
     with ExitStack() as stack:
         with team.together():
             found = find(output, identity) if output.resume and team.rank == 0 else None
             if found is not None:
                 stack.callback(found.release)
-            files = _files(output) if found is None or found.header is None else int(found.header["files"])
+            files = file_count(prepared, output.threads, team.world)
+            if found is not None and found.header is not None:
+                files = int(found.header["files"])
         files = team.exchange(files)[0]
         with team.together():
             work = lay_out(prepared, output, files)
             identity["work"] = work.digest()
+        _agree(team, identity)
         with team.together():
             begun = _begin(stack, prepared, output, work, identity, found) if team.rank == 0 else None
         begun = team.exchange(begun)[0]
         assert begun is not None
         with team.together():
+            _see(begun.folder, team)
             header = {"identity": identity, "files": files}
             journal = Journal(begun.folder.parent, begun.run, team.rank, header, fsync=output.fsync)
             stack.callback(journal.close)
@@ -108,7 +118,9 @@ def convert(request: Request, output: Output, progress: Progress | None = None, 
         copied = _copy(team, prepared, output, work, begun, journal, progress)
         carried: tuple[str, ...] = ()
         with team.together():
-            if team.rank == 0:
+            if team.rank != 0:
+                stack.close()  # rank 0 removes the journals when the result is in place
+            else:
                 carried = _finish(prepared, work, begun.folder, copied.done)
         # What raises from here on raises on rank 0 while the folder is put in place.
         with team.together():
@@ -124,8 +136,39 @@ def _check_packages(prepared: Prepared) -> None:
         raise ConvertError(Diagnostic("MS725", message, where=str(prepared.source.path), help=help_))
 
 
-def _files(output: Output) -> int:
-    return max(4, output.threads or 0)
+def _agree(team: Team, identity: Mapping[str, Any]) -> None:
+    """Make sure that all ranks are about to do the same.
+
+    Raises:
+        ConvertError: MS756, with the ranks that differ from rank 0 and in what.
+    """
+    mine = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    said = team.exchange(mine)
+    other = [rank for rank, theirs in enumerate(said) if theirs != said[0]]
+    if other:
+        full = team.exchange(identity)
+        notes = tuple(Note(text) for text in differences(full[0], full[other[0]]))
+        shown = ", ".join(map(str, other[:8])) + (f" and {len(other) - 8} more" if len(other) > 8 else "")
+        message = f"ranks {shown} are about to do something else than rank 0"
+        help_ = (
+            "start all ranks with the same command, version and files; `then` is rank 0, `now` the first that differs"
+        )
+        raise ConvertError(Diagnostic("MS756", message, where=f"rank {other[0]}", notes=notes, help=help_))
+
+
+def _see(folder: Path, team: Team) -> None:
+    """Wait until the folder that rank 0 has made shows up on a shared file system.
+
+    Raises:
+        ConvertError: MS758.
+    """
+    deadline = time.monotonic() + _SHOWS_UP_S
+    while not folder.is_dir():
+        if time.monotonic() > deadline:
+            message = f"rank {team.rank} does not see the folder that rank 0 has made"
+            help_ = "all ranks write into one folder: choose a destination on a file system that they share"
+            raise ConvertError(Diagnostic("MS758", message, where=str(folder), help=help_))
+        time.sleep(0.1)
 
 
 def _begin(
@@ -153,6 +196,10 @@ def _begin(
     if found is None:
         return _Begun(folder, 0, {})
     return _Begun(folder, found.runs, settle(folder, found, work, recheck=output.recheck))
+
+
+type _Part = tuple[list[CopyReport], list[FileDone]]
+"""What one rank has copied: a report for each of `Work.copies`, and the files."""
 
 
 class _Keeper:
@@ -184,31 +231,17 @@ def _copy(
     progress: Progress | None,
 ) -> CopyReport:  # fmt: skip
     """Fill this rank's share of the data files; the report is about those of all ranks."""
-    mine = [file for file in work.sizes if file not in begun.finished]
-    reports: list[CopyReport] = []
-    done: list[FileDone] = []
-    with team.together():
-        for copy in work.copies:
-            only = {file for file in copy.layout.file_sizes if copy.path(file) in mine}
-
-            def finished(file: FileDone, copy: Copy = copy) -> None:
-                done.append(replace(file, file=copy.path(file.file)))
-                journal.add(done[-1])
-
-            report = execute(
-                copy.fills,
-                replace(copy.layout, small_files={}),
-                source_root=prepared.source.root,
-                target_root=begun.folder / copy.folder,
-                threads=output.threads,
-                progress=progress,
-                fsync=output.fsync,
-                done=finished,
-                only=only,
-                access=prepared.access,
-            )
-            reports.append(report)
-    parts = team.exchange((reports, done))
+    waiting = {file: size for file, size in work.sizes.items() if file not in begun.finished}
+    mine = set(shares(waiting, team.world)[team.rank])
+    if team.world == 1:
+        parts = [_fill(prepared, output, work, begun, journal, mine, progress)]
+    else:
+        with _Shared(team, progress or NoProgress(), sum(waiting.values())) as shown:
+            part: _Part = ([], [])
+            with team.together():
+                part = _fill(prepared, output, work, begun, journal, mine, shown)
+            parts = team.exchange(part)
+            shown.all_done()
     files = {**begun.finished, **{file.file: file for _, part in parts for file in part}}
     planned = [part[0] for part, _ in parts]  # without what is passed through
     return CopyReport(
@@ -219,6 +252,76 @@ def _copy(
         threads=sum(report.threads for report in planned),
         done=tuple(files[name] for name in sorted(files)),
     )
+
+
+def _fill(
+    prepared: Prepared, output: Output, work: Work, begun: _Begun, journal: Journal, mine: Container[str],
+    progress: Progress | None,
+) -> _Part:  # fmt: skip
+    """Write the files that fall to this rank, and name each in the journal."""
+    reports: list[CopyReport] = []
+    done: list[FileDone] = []
+    for copy in work.copies:
+
+        def finished(file: FileDone, copy: Copy = copy) -> None:
+            done.append(replace(file, file=copy.path(file.file)))
+            journal.add(done[-1])
+
+        report = execute(
+            copy.fills,
+            replace(copy.layout, small_files={}),
+            source_root=prepared.source.root,
+            target_root=begun.folder / copy.folder,
+            threads=output.threads,
+            progress=progress if not reports else None,
+            fsync=output.fsync,
+            done=finished,
+            only={file for file in copy.layout.file_sizes if copy.path(file) in mine},
+            access=prepared.access,
+        )
+        reports.append(report)
+    return reports, done
+
+
+class _Shared:
+    """Progress of a team: rank 0 shows the bytes of all. Ends the copy of a rank when another one has failed."""
+
+    def __init__(self, team: Team, inner: Progress, total: int) -> None:
+        self._team, self._inner, self._total = team, inner, total
+        self._mine = self._others = 0
+
+    def __enter__(self) -> _Shared:
+        self._inner.start(self._total)
+        self._team.while_waiting = self._catch_up
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._team.while_waiting = None
+        self._inner.finish()
+
+    def start(self, total_bytes: int) -> None:
+        """This rank's copy begins."""
+
+    def advance(self, nbytes: int, label: str) -> None:
+        """Count for all to see. Raises what `Team.check` does."""
+        self._team.check()
+        self._mine += nbytes
+        self._team.report(self._mine)
+        self._inner.advance(nbytes, label)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        others = self._team.reported()
+        if others > self._others:
+            self._inner.advance(others - self._others, "(on other ranks)")
+            self._others = others
+
+    def finish(self) -> None:
+        """This rank's copy is over; others may still be at work."""
+
+    def all_done(self) -> None:
+        """Everybody has come to the end."""
+        self._inner.advance(self._total - self._mine - self._others, "(on other ranks)")
 
 
 def _finish(prepared: Prepared, work: Work, folder: Path, done: Sequence[FileDone]) -> tuple[str, ...]:

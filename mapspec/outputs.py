@@ -30,10 +30,11 @@ from mapspec.io.torch_dist import (
 )
 from mapspec.prepare import Prepared
 from mapspec.sources import CARRIED, MANIFEST, PASSTHROUGH
-from mapspec.tensors import Chunk, StoredTensor, whole
+from mapspec.tensors import Chunk, StoredTensor, itemsize, numel, whole
 
-__all__ = ["Copy", "Output", "Work", "lay_out"]
+__all__ = ["Copy", "Output", "Work", "file_count", "lay_out"]
 
+_LEAST_FILES = 4
 _MAX_DISTCP_BYTES = 4 << 30
 # By these Megatron-Core knows its checkpoints.
 _MARKS = ("metadata.json", ".metadata")
@@ -48,7 +49,7 @@ class Output:
         overwrite: whether an existing checkpoint there may be replaced.
         max_shard_bytes: bound for a safetensors shard where no reference gives the layout.
         iteration: number of the `iter_*` folder; `None` for `release`.
-        threads: workers; `None` for as many as source and destination are used best with.
+        threads: workers of each process; `None` for as many as source and destination are used best with.
         fsync: whether everything is on disk before the result appears.
         resume: go on where an earlier run was cut off, if there is one.
         recheck: with `resume`, read the finished files again and compare digests.
@@ -122,11 +123,23 @@ class Work:
         return digest.hexdigest()
 
 
+def file_count(prepared: Prepared, threads: int | None, world: int) -> int:
+    """How many torch_dist files to write: one for each thread of each rank, none too large, equally many per rank.
+
+    Args:
+        threads: workers of a rank, if that was said.
+        world: number of ranks.
+    """
+    nbytes = sum(numel(target.shape) * itemsize(target.dtype) for target in prepared.plan.targets)
+    wanted = max(_LEAST_FILES, (threads or 1) * world, -(-nbytes // _MAX_DISTCP_BYTES))
+    return -(-wanted // world) * world
+
+
 def lay_out(prepared: Prepared, output: Output, files: int) -> Work:
     """Decide what to write. Deterministic: ranks that call this with equal arguments hold equal works.
 
     Args:
-        files: number of torch_dist data files to aim for.
+        files: number of torch_dist data files; fewer where there are fewer chunks.
     """
     return _megatron(prepared, output, files) if prepared.to == "megatron" else _hf(prepared, output)
 
@@ -139,7 +152,6 @@ def _megatron(prepared: Prepared, output: Output, files: int) -> Work:
         plan.targets,
         objects=dict.fromkeys(plan.table.objects, stub),
         files=files,
-        max_file_bytes=_MAX_DISTCP_BYTES,
     )
     copies = [Copy(home, layout, tuple(plan.fills(layout)))]
     # Tensors that Megatron has no place for wait in a safetensors file of their own.

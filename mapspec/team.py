@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +10,22 @@ from mapspec import errors
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError, MapspecError
 
-__all__ = ["LostRankError", "Team"]
+__all__ = ["LostRankError", "OtherRankError", "Team"]
 
 
 class LostRankError(ConvertError):
-    """A collective broke off. No more can be agreed on."""
+    """A rank is gone, or a collective broke off. No more can be agreed on.
+
+    `first` is the lowest rank that is known to be there to say so.
+    """
+
+    def __init__(self, diagnostics: Diagnostic | Iterable[Diagnostic], first: int = 0) -> None:
+        super().__init__(diagnostics)
+        self.first = first
+
+
+class OtherRankError(Exception):
+    """Another rank has met with an error, and this one ends what it does to hear of it."""
 
 
 class Team:
@@ -23,14 +34,29 @@ class Team:
     Attributes:
         rank: number of this process.
         world: how many there are.
+        while_waiting: called now and then while this rank waits for others that are at work.
     """
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
+        self.while_waiting: Callable[[], None] | None = None
 
     def exchange(self, value: object) -> list[Any]:
         """What every rank has to say, by rank."""
         return [value]
+
+    def alarm(self) -> None:
+        """Let the other ranks know that this one has met with an error, so that they need not work to the end."""
+
+    def check(self) -> None:
+        """Look whether to go on. Raises `OtherRankError` after another rank's alarm, `LostRankError` if one is gone."""
+
+    def report(self, nbytes: int) -> None:
+        """Let the other ranks know how many bytes this one has written so far."""
+
+    def reported(self) -> int:
+        """Bytes that the other ranks have written so far, on rank 0."""
+        return 0
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -45,10 +71,13 @@ class Team:
             yield
         except LostRankError:
             raise  # the others cannot be told
+        except OtherRankError:
+            pass  # the others tell
         except Exception as caught:
             if self.world == 1:
                 raise
             error = caught
+            self.alarm()
         answers = self.exchange(None if error is None else _message(error, self.rank))
         told = [(rank, answer) for rank, answer in enumerate(answers) if answer is not None]
         if error is not None and not isinstance(error, MapspecError):

@@ -38,8 +38,8 @@ LAYERS = (
     ("certificate",),
     ("beside",),
     ("prepare",),
-    ("outputs", "team"),
-    ("resume",),
+    ("outputs", "team", "shares"),
+    ("resume", "gloo_team"),
     ("convert", "verify", "intact", "inventory", "keys", "diff"),
     ("live", "authoring"),
     ("render", "logits"),  # a package of its own with its own renderer

@@ -31,17 +31,6 @@ from mapspec.publish import leftovers
 from mapspec.sources import open_source
 
 
-@pytest.fixture(scope="module")
-def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in memory where there is one: hundreds of tiny files are brought to disk here, one by one."""
-    shared = Path("/dev/shm")
-    if not os.access(shared, os.W_OK) or shutil.disk_usage(shared).free < 1 << 28:
-        yield tmp_path_factory.mktemp("resume")
-        return
-    with tempfile.TemporaryDirectory(dir=shared, prefix="mapspec-test-") as folder:
-        yield Path(folder)
-
-
 @pytest.fixture
 def tmp_path(memory: Path) -> Iterator[Path]:
     """As pytest's own, in `memory`."""

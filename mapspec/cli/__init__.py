@@ -16,9 +16,8 @@ import typer
 # In the order in which --help lists their commands.
 from mapspec.cli import checkpoints, specs, authoring, review  # isort: skip
 from mapspec.cli.app import app
-from mapspec.cli.unfinished import notes_of
+from mapspec.cli.unfinished import say
 from mapspec.errors import MapspecError
-from mapspec.render.findings import render_findings
 
 __all__ = ["app", "authoring", "checkpoints", "main", "review", "specs"]
 
@@ -28,7 +27,7 @@ def main() -> NoReturn:
     try:
         app()
     except MapspecError as error:
-        typer.echo("\n".join([render_findings(error.diagnostics), *notes_of(error)]), err=True)
+        say(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing was published", err=True)

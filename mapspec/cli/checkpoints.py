@@ -43,7 +43,7 @@ from mapspec.cli.options import (
     source_template,
     write_result,
 )
-from mapspec.cli.unfinished import mention_leftovers, terminable
+from mapspec.cli.unfinished import mention_leftovers, spoken_once, terminable, threads_per_rank
 
 __all__ = ["convert", "plan", "verify"]
 
@@ -76,12 +76,15 @@ def convert(
         bool, typer.Option("--recheck", help="With --resume: read finished files again and compare digests.")
     ] = False,
     keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep finished files after an error.")] = True,
-    threads: Annotated[int | None, typer.Option(help="Copying threads. Default: by file system.", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Copying threads of each process. Default: by file system.", min=1)
+    ] = None,
     progress: Annotated[ProgressMode, typer.Option(help="Progress on stderr.")] = ProgressMode.AUTO,
     format: FormatOpt = Format.TEXT,
 ) -> None:
     """Convert a checkpoint, in either direction. The result appears complete or not at all."""
     from mapspec.convert import Output, convert
+    from mapspec.gloo_team import team_of
     from mapspec.progress import progress_for
     from mapspec.render.summary import render_converted
 
@@ -90,7 +93,7 @@ def convert(
         overwrite,
         parse_size(max_shard_size),
         None if iteration == "release" else parse_iteration(iteration),
-        threads,
+        threads or threads_per_rank(os.environ),
         resume=resume,
         recheck=recheck,
         keep=keep,
@@ -99,11 +102,13 @@ def convert(
         source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config,
         (tp, ep, etp), io,
     )  # fmt: skip
-    if not resume:
+    rank = int(os.environ.get("RANK", "0"))
+    if not resume and rank == 0:
         mention_leftovers(destination)
-    with terminable():
-        done = convert(request, output, progress_for(sys.stderr, progress.value, rank=int(os.environ.get("RANK", "0"))))
-    typer.echo(render_converted(done, format.value))
+    with terminable(rank), team_of(os.environ) as team, spoken_once(rank):
+        done = convert(request, output, progress_for(sys.stderr, progress.value, rank=rank), team)
+    if rank == 0:
+        typer.echo(render_converted(done, format.value))
 
 
 @app.command()

@@ -1,16 +1,26 @@
-"""What the command line does about conversions that are cut off."""
+"""What the command line does about conversions that are cut off, and about those that several processes share."""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import typer
 
-__all__ = ["mention_leftovers", "notes_of", "terminable"]
+from mapspec.errors import MapspecError
+from mapspec.render.findings import render_findings
+
+__all__ = ["mention_leftovers", "say", "spoken_once", "terminable", "threads_per_rank"]
+
+
+def threads_per_rank(environment: Mapping[str, str]) -> int | None:
+    """Threads for one of several processes on a host: its part of the cores. `None` for a process by itself."""
+    beside = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    return None if beside == 1 else max(1, len(os.sched_getaffinity(0)) // beside)
 
 
 def mention_leftovers(destination: Path) -> None:
@@ -21,9 +31,14 @@ def mention_leftovers(destination: Path) -> None:
         typer.echo(f"note: {path} is left over, or still being filled; --resume goes on there", err=True)
 
 
+def say(error: MapspecError) -> None:
+    """Print findings, and what was added to them on their way up: what is kept of unfinished work."""
+    typer.echo("\n".join([render_findings(error.diagnostics), *_notes(error)]), err=True)
+
+
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Take SIGTERM, which schedulers send before they kill, as an interrupt; say what an interrupt has left."""
+def terminable(rank: int) -> Iterator[None]:
+    """Take SIGTERM, which schedulers send before they kill, as an interrupt; rank 0 says what an interrupt has left."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -32,12 +47,23 @@ def terminable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        typer.echo("\n".join(["interrupted; nothing was published", *notes_of(error)]), err=True)
+        if rank == 0:
+            typer.echo("\n".join(["interrupted; nothing was published", *_notes(error)]), err=True)
         raise typer.Exit(130) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def notes_of(error: BaseException) -> list[str]:
-    """What was added to an exception on its way up: what is kept of unfinished work."""
+@contextmanager
+def spoken_once(rank: int) -> Iterator[None]:
+    """All ranks end with the same findings and exit code; the first of them prints."""
+    try:
+        yield
+    except MapspecError as error:
+        if rank == getattr(error, "first", 0):
+            say(error)
+        raise typer.Exit(error.exit_code) from error
+
+
+def _notes(error: BaseException) -> list[str]:
     return list(getattr(error, "__notes__", ()))

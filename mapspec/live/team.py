@@ -8,8 +8,7 @@ with a message instead of torch's.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,16 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mapspec import errors
-from mapspec.diagnostics import Diagnostic, Note
-from mapspec.errors import ConvertError, MapspecError, SpecError
+from mapspec.diagnostics import Diagnostic
+from mapspec.errors import SpecError
 from mapspec.ranks import Shard
+from mapspec.team import LostRankError
+from mapspec.team import Team as Ranks
 
 __all__ = ["LostRankError", "Place", "Team"]
-
-
-class LostRankError(ConvertError):
-    """A collective broke off. No more can be agreed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +34,7 @@ class Place:
     stage: int
 
 
-class Team:
+class Team(Ranks):
     """All ranks of the default process group; a single process where there is none.
 
     Args:
@@ -50,8 +46,7 @@ class Team:
     def __init__(self, model: Any, timeout_s: float | None = None) -> None:
         self.timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
         self.alone = not (dist.is_available() and dist.is_initialized())
-        self.rank = 0 if self.alone else dist.get_rank()
-        self.world = 1 if self.alone else dist.get_world_size()
+        super().__init__(*((0, 1) if self.alone else (dist.get_rank(), dist.get_world_size())))
         self.groups: dict[str, Any] = {} if self.alone else _groups(model)
         tp, ep, etp, pp = (self._in(name) for name in ("tp", "ep", "etp", "pp"))
         self.place = Place(Shard(tp[0], tp[1], ep[0], ep[1], etp[0], etp[1]), pp[0])
@@ -115,63 +110,10 @@ class Team:
             help_ = "a rank has ended or hangs; look for the first error in the logs of the other ranks"
             raise LostRankError(Diagnostic("MS755", message, where=f"rank {self.rank}", help=help_)) from error
 
-    # --- agreement ----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run the block on all ranks; if it raises on any of them, raise that on all.
-
-        Raises:
-            MapspecError: the findings of the ranks that raised one. Other exceptions go on as they are where they
-                were raised, and are MS754 elsewhere.
-        """
-        error: Exception | None = None
-        try:
-            yield
-        except LostRankError:
-            raise  # the others cannot be told
-        except Exception as caught:
-            error = caught
-        answers = self.exchange(None if error is None else _message(error, self.rank))
-        told = [(rank, answer) for rank, answer in enumerate(answers) if answer is not None]
-        if error is not None and not isinstance(error, MapspecError):
-            raise error
-        if told:
-            raise _merged(told, self.world) from error
-
 
 def _bytes(tensor: Tensor) -> Tensor:
     """A view of the bytes of a contiguous tensor: every backend knows those, whatever the dtype."""
     return tensor.view(-1).view(torch.uint8)
-
-
-def _message(error: Exception, rank: int) -> tuple[str, tuple[Diagnostic, ...]]:
-    if isinstance(error, MapspecError):
-        return type(error).__name__, error.diagnostics
-    text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    help_ = "the log of that rank has the whole traceback"
-    return "ConvertError", (Diagnostic("MS754", f"rank {rank} stopped with {text}", where=f"rank {rank}", help=help_),)
-
-
-def _merged(told: Sequence[tuple[int, tuple[str, tuple[Diagnostic, ...]]]], world: int) -> MapspecError:
-    """One error out of those of several ranks; equal findings once, with the ranks that met with them."""
-    found: dict[Diagnostic, list[int]] = {}
-    for rank, (_, diagnostics) in told:
-        for diagnostic in diagnostics:
-            found.setdefault(diagnostic, []).append(rank)
-    kind = getattr(errors, told[0][1][0], ConvertError)
-    out = []
-    for diagnostic, ranks in found.items():
-        if len(ranks) < world and Note(_on(ranks)) not in diagnostic.notes and diagnostic.code != "MS754":
-            diagnostic = diagnostic.with_note(_on(ranks))
-        out.append(diagnostic)
-    error: MapspecError = kind(out)
-    return error
-
-
-def _on(ranks: Sequence[int]) -> str:
-    shown = ", ".join(str(rank) for rank in ranks[:8]) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"seen on rank{'s' if len(ranks) > 1 else ''} {shown}"
 
 
 def _groups(model: Any) -> dict[str, Any]:
