@@ -6,6 +6,7 @@ architecture. A model whose architecture no provider spec lists is converted wit
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mapspec.documents import available
 from mapspec.errors import SpecError
 from mapspec.io.json_config import write_config
 from mapspec.provider.export import to_hf_config
+from mapspec.provider.megatron_lm import megatron_lm_args
 from mapspec.provider.resolve import resolve_provider
 from mapspec.provider.run_config import provider_fields_from_run_config, run_config_yaml
 from mapspec.provider.spec import choose_provider, read_provider
@@ -26,10 +28,11 @@ __all__ = ["RunConfig", "reference_from_run_config", "run_config_for"]
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """Text of run_config.yaml, or `None` and why there is none."""
+    """Text of run_config.yaml, or `None` and why there is none; and the arguments that Megatron-LM looks for."""
 
     text: str | None
     why_not: str = ""
+    megatron_lm: Namespace | None = None
 
 
 def run_config_for(config: Mapping[str, Any], *, where: str, padded_vocab_size: int | None = None) -> RunConfig:
@@ -54,7 +57,7 @@ def run_config_for(config: Mapping[str, Any], *, where: str, padded_vocab_size: 
         overrides = {"should_pad_vocab": True}
         overrides["make_vocab_size_divisible_by"] = _multiple(int(config["vocab_size"]), padded_vocab_size)
     resolved = resolve_provider(spec, config, overrides, where=where)
-    return RunConfig(run_config_yaml(resolved))
+    return RunConfig(run_config_yaml(resolved), megatron_lm=megatron_lm_args(resolved))
 
 
 def _multiple(vocab_size: int, padded: int) -> int:

@@ -163,10 +163,11 @@ def _megatron(prepared: Prepared, output: Output, files: int) -> Work:
     index = {"metadata": {}, "weight_map": dict(reference.shard_of)}
     small = dict(layout.small_files)
     last = {f"{home}/{name}": small.pop(name) for name in _MARKS}
+    arguments = prepared.run_config.megatron_lm if prepared.run_config is not None else None
     beside = {
         f"{home}/{CARRIED}/config.json": config_bytes(reference, prepared.written_config),
         f"{home}/{CARRIED}/{INDEX_FILE}": json.dumps(index).encode(),
-        f"{home}/common.pt": common_pt(common_state_for_weights(output.iteration or 0)),
+        f"{home}/common.pt": common_pt(common_state_for_weights(output.iteration or 0, args=arguments)),
         **{f"{home}/{name}": data for name, data in small.items()},
     }
     if prepared.run_config is not None and prepared.run_config.text is not None:

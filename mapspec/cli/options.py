@@ -141,7 +141,7 @@ PadOpt = Annotated[
     int | None, typer.Option("--padded-vocab-size", help="Rows of the vocabulary on the Megatron side. Default: as is.")
 ]
 RunConfigOpt = Annotated[
-    bool, typer.Option("--run-config/--no-run-config", help="Write run_config.yaml, for Megatron-Bridge.")
+    bool, typer.Option("--run-config/--no-run-config", help="Write the model's fields: run_config.yaml and `args`.")
 ]
 SpecPathsArg = Annotated[
     list[Path] | None,

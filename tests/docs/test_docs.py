@@ -183,6 +183,7 @@ FOLDERS: Mapping[str, Mapping[str, tuple[str, Callable[[Path], None] | None]]] =
     "docs/variant.md": {"acme-tiny": ("mtp1", _acme)},
     "docs/providers.md": {"my-model": ("mtp1", None), "odd": ("moe", _odd), "biased": ("moe", _biased)},
     "docs/live.md": {"my-model": ("mtp1", None)},
+    "docs/megatron_lm.md": {"my-model": ("mtp1", None), "converted": ("mtp1", _converted)},
     "docs/verify.md": {
         "my-model": ("mtp1", None),
         "my-megatron": ("mtp1", _converted),
@@ -273,6 +274,8 @@ def test_every_option_of_the_pages_exists() -> None:
         text = (ROOT / page).read_text(encoding="utf-8")
         # Options of other programs stand there too.
         others = {"--load", "--check", "--update-golden"}
+        if page == "docs/megatron_lm.md":  # a test of its own reads them
+            continue
         unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - known - others
         assert not unknown, f"{page} names options that no command has: {sorted(unknown)}"
 

@@ -65,8 +65,8 @@ def metadata_json() -> bytes:
 def common_state_for_weights(iteration: int = 0, *, args: object = None) -> dict[str, object]:
     """Common state of a checkpoint that holds weights only.
 
-    `content_metadata` is what Megatron-Bridge writes. `args` (an `argparse.Namespace`) is what Megatron-LM's
-    `--use-checkpoint-args` reads; Megatron-Bridge writes none.
+    `content_metadata` is what Megatron-Bridge writes. `args` (an `argparse.Namespace`) is what Megatron-LM
+    writes and, for hybrid models, asks for; Megatron-Bridge writes none.
     """
     state: dict[str, object] = {
         "checkpoint_version": 3.0,
