@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from mapspec.io.remote import RemotePath
 from mapspec.plan import ValueStep
 from mapspec.sources import MANIFEST, Reference
 from mapspec.table import Table
-from mapspec.tensors import StoredTensor, whole
+from mapspec.tensors import FLOATS, StoredTensor, whole
 
 __all__ = ["carry", "check_tie", "config_bytes", "record", "with_dtype", "write_certificate", "write_file"]
 
@@ -63,11 +64,23 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
-    """The config with its dtype changed, under the key that it uses."""
-    out = dict(config)
-    if dtype is not None:
-        out["torch_dtype" if "torch_dtype" in out and "dtype" not in out else "dtype"] = dtype
+    """The config with its dtype changed, under the keys that it and its parts use; as `dtype` where it uses none."""
+    out = copy.deepcopy(dict(config))
+    if dtype is not None and not _set_dtype(out, dtype):
+        out["dtype"] = dtype
     return out
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
+    """Whether there was a key to change."""
+    found = False
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found = _set_dtype(value, dtype) or found
+        elif key in ("dtype", "torch_dtype") and str(value).removeprefix("torch.") in FLOATS:
+            config[key] = dtype
+            found = True
+    return found
 
 
 def config_bytes(reference: Reference, config: Mapping[str, Any]) -> bytes:

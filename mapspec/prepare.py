@@ -90,6 +90,13 @@ class Prepared:
         """The config as it goes with the result: with the user's changes, and the dtype that `--dtype` asks for."""
         return with_dtype(self.config, self.request.dtype)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know although it stands in the way of nothing, one sentence each."""
+        why_not = self.run_config.why_not if self.run_config is not None and self.run_config.text is None else ""
+        notes = (f"no run_config.yaml for Megatron-Bridge: {why_not}",) if why_not else ()
+        return (*notes, *self.reference.missing)
+
     def require(self) -> Prepared:
         """Itself, if nothing stands in the way.
 

@@ -15,6 +15,7 @@ from mapspec.io.identity import identify
 from mapspec.io.json_config import read_config
 from mapspec.io.opened import Stamp
 from mapspec.io.remote import located
+from mapspec.io.remote_code import follow_code
 from mapspec.io.safetensors_header import Header, read_header
 from mapspec.io.safetensors_index import INDEX_FILE
 from mapspec.io.side_files import sort_files
@@ -55,6 +56,7 @@ class Reference:
         root, files: side files to carry along, relative to `root`.
         shard_of: file of each tensor, where known.
         passthrough: tensors that only the Hugging Face side has, by name; chunk files relative to `root`.
+        missing: what code files among `files` need and is not there, one sentence each.
     """
 
     where: str
@@ -64,6 +66,7 @@ class Reference:
     files: tuple[str, ...] = ()
     shard_of: Mapping[str, str] = field(default_factory=dict)
     passthrough: Mapping[str, StoredTensor] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +165,17 @@ def is_model_key(key: str) -> bool:
 
 
 def _own(hf: HFCheckpoint) -> Reference:
-    files = tuple(name for name in hf.side_files if name != MANIFEST)
+    code = follow_code(hf.root, tuple(name for name in hf.side_files if name != MANIFEST))
     return Reference(
-        str(hf.root / "config.json"), hf.config, hf.config_text, hf.root, files, hf.shard_of, dict(hf.tensors)
-    )
+        str(hf.root / "config.json"), hf.config, hf.config_text, hf.root, code.files, hf.shard_of, dict(hf.tensors),
+        code.missing,
+    )  # fmt: skip
 
 
 def _carried(folder: Path) -> Reference:
     config = read_config(folder / "config.json")
     text = (folder / "config.json").read_text(encoding="utf-8-sig")
-    files = tuple(name for name in sort_files(folder).side_files if name != MANIFEST)
+    code = follow_code(folder, tuple(name for name in sort_files(folder).side_files if name != MANIFEST))
     shard_of: dict[str, str] = {}
     index = folder / INDEX_FILE
     if index.is_file():
@@ -182,7 +186,8 @@ def _carried(folder: Path) -> Reference:
         if not isinstance(header, Header):
             raise CheckpointError(header)
         passthrough = {tensor.name: tensor for tensor in header.tensors}
-    return Reference(str(folder / "config.json"), config, text, folder, files, shard_of, passthrough)
+    where = str(folder / "config.json")
+    return Reference(where, config, text, folder, code.files, shard_of, passthrough, code.missing)
 
 
 def _manifest(folder: Path) -> Mapping[str, Any] | None:

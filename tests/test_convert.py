@@ -24,6 +24,7 @@ from mapspec.io.hf_folder import open_hf
 from mapspec.io.torch_dist import open_torch_dist
 from mapspec.mapping import compile_mapping
 from mapspec.prepare import Request, prepare
+from mapspec.render.plan import render_plan
 from mapspec.verify import verify
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -211,6 +212,23 @@ def test_tied_copies_are_dropped_only_if_equal(tmp_path: Path) -> None:
     assert "output_layer.weight" not in open_torch_dist(tmp_path / "megatron").tensors
     convert(Request(tmp_path / "megatron"), Output(tmp_path / "back"))
     assert not verify(source, tmp_path / "back").findings
+
+
+def test_code_travels_with_what_it_imports(source: Path, tmp_path: Path) -> None:
+    (source / "modeling.py").write_text("from .parts.tower import Tower\nfrom .gone import nothing\n")
+    (source / "parts").mkdir()
+    (source / "parts" / "config.json").write_text("{}")  # looks like another checkpoint
+    (source / "parts" / "tower.py").write_text("from .sizes import WIDTH\n")
+    (source / "parts" / "sizes.py").write_text("WIDTH = 1\n")
+    code = ("modeling.py", "parts/sizes.py", "parts/tower.py")
+    done = convert(Request(source), Output(tmp_path / "megatron"))
+    assert [name for name in done.carried if name.endswith(".py")] == list(code)
+    assert "`modeling.py` imports `.gone`, but `gone.py` is not there" in done.prepared.notes
+    assert "note      `modeling.py` imports `.gone`" in render_plan(done.prepared)
+    back = convert(Request(tmp_path / "megatron"), Output(tmp_path / "back"))
+    assert [name for name in back.carried if name.endswith(".py")] == list(code)
+    for name in code:
+        assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
 
 
 def test_what_lies_in_the_result(source: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from mapspec.backends.cpu_adapters import cpu_adapters
 from mapspec.backends.multimodal_expanded import ExpandedModel
 from mapspec.backends.multimodal_llava import build_llava
-from mapspec.backends.multimodal_parts import build_parts, freeze
+from mapspec.backends.multimodal_parts import build_parts
 from mapspec.backends.multimodal_specs import Backend
 
 __all__ = ["build"]
@@ -43,7 +43,7 @@ def build(
         fields: provider fields. Read here: `has_sound`, `sound_config`, `sound_hidden_size`, `sound_model_type`,
             `sound_context_token_id`, `image_token_index`, `vision_model_type`, `vision_class_token_len`,
             `use_vision_backbone_fp8_arch`, `radio_*`, `dynamic_resolution`, `temporal_patch_dim`,
-            `separate_video_embedder`, `temporal_ckpt_compat`, `freeze_*`, `language_model_type`, `tokenizer_type`,
+            `separate_video_embedder`, `temporal_ckpt_compat`, `language_model_type`, `tokenizer_type`,
             `vision_final_layernorm` (a norm without weights behind the last vision layer), `norms` ("fused" or
             "separate"), and sizes in pixels: `img_h`, `img_w` (512), `patch_dim` (16), `max_img_size` (2048). A field
             that is not given has the default of Megatron-Core.
@@ -60,7 +60,6 @@ def build(
         parts = build_parts(
             language_model, configs, fields, encoders=pre_process, backend=backend, groups=groups
         )  # fmt: skip
-        freeze(parts, fields)
         if assembly == "llava":
             return build_llava(
                 configs,

@@ -23,7 +23,7 @@ from mapspec.backends.multimodal_specs import Backend, projector_submodules, vis
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import SpecError
 
-__all__ = ["PIXEL_SHUFFLE", "Parts", "SoundEncoder", "build_parts", "class_token_len", "freeze"]
+__all__ = ["PIXEL_SHUFFLE", "Parts", "SoundEncoder", "build_parts", "class_token_len"]
 
 PIXEL_SHUFFLE = 2  # so many patches, in each direction, become one embedding
 
@@ -33,13 +33,6 @@ _SOUND_DEFAULTS: Mapping[str, Any] = {
     "convolution_bias": False,
     "scale_input": False,
     "conv_kernel_size": 9,
-}
-_FREEZE = {
-    "language_model": "freeze_language_model",
-    "vision_model": "freeze_vision_model",
-    "vision_projection": "freeze_vision_projection",
-    "sound_model": "freeze_sound_encoder",
-    "sound_projection": "freeze_sound_projection",
 }
 
 
@@ -194,11 +187,3 @@ def class_token_len(vision: TransformerConfig, fields: Mapping[str, Any]) -> int
     if vision.fp8 or fields.get("use_vision_backbone_fp8_arch"):
         return 32 if vision.fp8_recipe == "mxfp8" else 16
     return int(fields.get("vision_class_token_len") or 8)
-
-
-def freeze(parts: Parts, fields: Mapping[str, Any]) -> None:
-    """Take the gradient from the parameters of every part whose `freeze_*` field is set."""
-    for name, field in _FREEZE.items():
-        part = getattr(parts, name)
-        if part is not None and fields.get(field):
-            part.requires_grad_(False)

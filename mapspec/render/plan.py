@@ -147,10 +147,8 @@ def by_reason(named: Sequence[tuple[str, str]]) -> list[tuple[str, int, str]]:
 
 
 def _notes(prepared: Prepared) -> list[str]:
-    plan, run_config = prepared.plan, prepared.run_config
-    out = []
-    if run_config is not None and run_config.text is None:
-        out.append(f"note      no run_config.yaml for Megatron-Bridge: {run_config.why_not}")
+    plan = prepared.plan
+    out = [f"note      {note}" for note in prepared.notes]
     rules = dict.fromkeys(row.rule.key for row in plan.table.rows if row.rule.note)
     notes = {row.rule.key: row.rule.note for row in plan.table.rows if row.rule.note}
     return out + [f"note      `{key}`: {notes[key]}" for key in rules]

@@ -171,10 +171,7 @@ def _listed(what: str, names: Sequence[tuple[str, str]]) -> list[list[Any]]:
 
 
 def _notes(prepared: Prepared) -> list[str]:
-    run_config = prepared.run_config
-    if run_config is None or run_config.text is not None:
-        return []
-    return [f"No run_config.yaml for Megatron-Bridge: {run_config.why_not}."]
+    return [f"{note[0].upper()}{note[1:]}." for note in prepared.notes]
 
 
 def _add_bytes(rules: Sequence[dict[str, Any]], plan: Plan, tensors: Mapping[str, StoredTensor]) -> None:
