@@ -659,9 +659,24 @@ CODES: dict[str, Code] = {
         wrong="layers:\n  hf: 'layers.*'\n  wildcards: [layer]",
         right="layers:\n  hf: layers.{layer}",
     ),
+    "MS862": Code(
+        "variant-not-begun",
+        "`mapspec new` was given a name that is none or is taken, or a file that it would write exists already.",
+        "Choose another name, or another folder with --output; nothing is overwritten.",
+    ),
+    "MS863": Code(
+        "variant-incomplete",
+        "After all guesses, a rule gets no tensor of the checkpoint, or a tensor fits no rule.",
+        "Write what the message says at the place shown, then run `mapspec lint` and `mapspec plan`.",
+    ),
     "MS864": Code(
         "no-key-list",
         "A JSON file stands where a checkpoint or a full list of its tensors is expected.",
         "Write the list beside the checkpoint: `mapspec keys DIR --full --format json > keys.json`.",
+    ),
+    "MS865": Code(
+        "keys-of-megatron",
+        "`mapspec new` was given a Megatron-Core checkpoint; a variant is told by the names on the Hugging Face side.",
+        "Give the Hugging Face folder with --keys, or none.",
     ),
 }

@@ -13,7 +13,7 @@ from mapspec.names import Pattern
 from mapspec.table import Table, TensorDecl
 from mapspec.tensors import FLOATS, StoredTensor
 
-__all__ = ["Coverage", "cover"]
+__all__ = ["Account", "Coverage", "account", "cover"]
 
 _SHOWN = 8
 
@@ -36,6 +36,25 @@ class Coverage:
     findings: tuple[Diagnostic, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Tensors of a checkpoint, by what becomes of them.
+
+    Attributes:
+        missing: what the table expects and the checkpoint lacks.
+        extra: names that nothing accounts for.
+        present: what is expected and there, whatever its shape and dtype.
+        tied_copies, passthrough, ignored: as in `Coverage`.
+    """
+
+    missing: tuple[TensorDecl, ...]
+    extra: tuple[str, ...]
+    present: tuple[tuple[TensorDecl, StoredTensor], ...]
+    tied_copies: tuple[str, ...]
+    passthrough: tuple[tuple[str, str], ...]
+    ignored: tuple[tuple[str, str], ...]
+
+
 def cover(
     table: Table, surface: str, tensors: Mapping[str, StoredTensor], *, cast_roles: Collection[str] = ()
 ) -> Coverage:
@@ -47,6 +66,25 @@ def cover(
         tensors: what the checkpoint holds.
         cast_roles: roles whose floating tensors will be cast, so that their dtype here does not matter.
     """
+    found = account(table, surface, tensors)
+    missing, extra, present = found.missing, found.extra, found.present
+    findings = [
+        *_missing(table, surface, missing),
+        *_extra(table, surface, extra, [decl.name for decl in missing]),
+        *_wrong_shape(table, surface, present),
+        *_wrong_dtype(present, cast_roles),
+    ]
+    return Coverage(
+        tuple(decl.name for decl, _ in present),
+        found.tied_copies,
+        found.passthrough,
+        found.ignored,
+        tuple(findings),
+    )
+
+
+def account(table: Table, surface: str, tensors: Mapping[str, StoredTensor]) -> Account:
+    """Sort the tensors of a checkpoint, and what it lacks. Arguments as of `cover`."""
     expected = table.inventory(surface)
     tied = _tied_copies(table) if surface == "hf" else frozenset[str]()
     passthrough, ignored, extra = [], [], []
@@ -63,18 +101,13 @@ def cover(
             extra.append(name)
     missing = [decl for name, decl in expected.items() if name not in tensors and name not in tied]
     present = [(decl, tensors[name]) for name, decl in expected.items() if name in tensors]
-    findings = [
-        *_missing(table, surface, missing),
-        *_extra(table, surface, extra, [decl.name for decl in missing]),
-        *_wrong_shape(table, surface, present),
-        *_wrong_dtype(present, cast_roles),
-    ]
-    return Coverage(
-        tuple(decl.name for decl, _ in present),
+    return Account(
+        tuple(missing),
+        tuple(extra),
+        tuple(present),
         tuple(name for name in tied if name in tensors),
         tuple(passthrough),
         tuple(ignored),
-        tuple(findings),
     )
 
 

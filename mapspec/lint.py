@@ -12,7 +12,7 @@ from typing import Any
 from mapspec.arrange import parse_arrangement
 from mapspec.bind import Bound, Choices, bind
 from mapspec.diagnostics import Diagnostic, Severity, Span, nearest
-from mapspec.documents import reference_configs
+from mapspec.documents import read_mapping, reference_configs
 from mapspec.errors import MapspecError, SpecError
 from mapspec.expr import parse_expr
 from mapspec.io.json_config import read_config
@@ -23,7 +23,7 @@ from mapspec.schema import v1
 from mapspec.table import build_table
 from mapspec.text import Path_, read_yaml
 
-__all__ = ["lint"]
+__all__ = ["expressions", "lint"]
 
 _FLIPS_UP_TO = 2_000  # rows; larger models have the same rules and would only take longer
 
@@ -116,7 +116,7 @@ def _warning(code: str, message: str, scope: Scope, *path: str | int, help: str 
 def _unused(scope: Scope) -> Iterator[Diagnostic]:
     """Declarations that nothing refers to."""
     spec = scope.spec
-    used = {name for _, text in _expressions(spec) for name in parse_expr(text).names}
+    used = {name for _, text in expressions(spec) for name in parse_expr(text).names}
     for dim in spec.dims.values():
         if dim.order is not None:
             used |= {name for node in parse_arrangement(dim.order) for name in node.counts()}
@@ -186,8 +186,9 @@ def _never_used(scope: Scope, bounds: list[Bound], known: set[str]) -> Iterator[
 
 def _unknown_keys(scope: Scope, known: set[str]) -> Iterator[Diagnostic]:
     """Config keys that no reference config has: a misspelt one inside `default(...)` switches a rule off in silence."""
-    for path, text in _expressions(scope.spec):
-        for key in sorted(parse_expr(text).keys - known):
+    inherited = {key for spec in _parents(scope) for _, text in expressions(spec) for key in parse_expr(text).keys}
+    for path, text in expressions(scope.spec):
+        for key in sorted(parse_expr(text).keys - known - inherited):
             message = f"no reference config has the key `{key}`"
             span = scope.span(*path).part(text, max(text.find(f"hf.{key}"), 0), len(f"hf.{key}"))
             yield Diagnostic(
@@ -196,7 +197,12 @@ def _unknown_keys(scope: Scope, known: set[str]) -> Iterator[Diagnostic]:
             )  # fmt: skip
 
 
-def _expressions(spec: v1.Mapping) -> Iterator[tuple[Path_, str]]:
+def _parents(scope: Scope) -> Iterator[v1.Mapping]:
+    """What a variant extends; for the keys that it inherits, its parent has references."""
+    yield from (read_mapping(path).model for path in scope.document.parents[:1])
+
+
+def expressions(spec: v1.Mapping) -> Iterator[tuple[Path_, str]]:
     """Every expression of a spec, with its path."""
     for path, text in _all_expressions(spec):
         if text is not None:

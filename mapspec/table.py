@@ -222,11 +222,14 @@ class Table:
 
     def inventory(self, surface: str) -> Mapping[str, TensorDecl]:
         """Every tensor of a surface, by name. Tied weights appear on the Hugging Face side only."""
+        if surface not in self._inventories:
+            self._inventories[surface] = self._inventory(surface)
         return self._inventories[surface]
 
     @cached_property
-    def _inventories(self) -> Mapping[str, Mapping[str, TensorDecl]]:
-        return {surface: self._inventory(surface) for surface in SURFACES}
+    def _inventories(self) -> dict[str, Mapping[str, TensorDecl]]:
+        """Those that were asked for: few need all surfaces, and each takes a while for a large model."""
+        return {}
 
     def _inventory(self, surface: str) -> Mapping[str, TensorDecl]:
         members: dict[str, list[Member]] = {}

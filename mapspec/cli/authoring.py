@@ -1,4 +1,4 @@
-"""Commands for whoever writes specs: keys, fmt."""
+"""Commands for whoever writes specs: new, fmt, keys."""
 
 from __future__ import annotations
 
@@ -10,22 +10,30 @@ import typer
 from mapspec.cli.app import app
 from mapspec.cli.options import Format, FormatOpt, SpecPathsArg, given_specs
 
-__all__ = ["fmt", "keys"]
+__all__ = ["fmt", "keys", "new"]
 
 
 @app.command()
-def keys(
-    source: Annotated[
-        Path, typer.Argument(help="Checkpoint folder of either kind, or a safetensors file.", show_default=False)
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the variant, and of its files.", show_default=False)],
+    like: Annotated[
+        str,
+        typer.Option("--like", metavar="SPEC", help="Mapping that it resembles, by name or path.", show_default=False),
     ],
-    full: Annotated[bool, typer.Option("--full", help="Every tensor by itself, not alike ones as a pattern.")] = False,
-    format: FormatOpt = Format.TEXT,
+    config: Annotated[Path, typer.Option(help="config.json of the model, or its folder.", show_default=False)],
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint of the model, or the list that `mapspec keys --full --format json` makes of it."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the files.")] = Path(),
 ) -> None:
-    """List the tensors of a checkpoint from its headers: names, shapes, dtypes. Needs no spec."""
-    from mapspec.keys import read_keys
-    from mapspec.render.keys import render_keys
+    """Begin a variant of a known model: write its specs from its config and headers, and mark every guess."""
+    from mapspec.authoring.new import start_variant
+    from mapspec.render.authoring import render_started
 
-    typer.echo(render_keys(read_keys(source), format.value, full=full))
+    done = start_variant(name, like, config, keys, output)
+    typer.echo(render_started(done, keys))
+    raise typer.Exit(1 if done.findings else 0)
 
 
 @app.command()
@@ -51,3 +59,18 @@ def fmt(
         raise typer.Exit(1)
     if not changed:
         typer.echo(f"{len(done)} spec{'s' if len(done) != 1 else ''} in canonical form")
+
+
+@app.command()
+def keys(
+    source: Annotated[
+        Path, typer.Argument(help="Checkpoint folder of either kind, or a safetensors file.", show_default=False)
+    ],
+    full: Annotated[bool, typer.Option("--full", help="Every tensor by itself, not alike ones as a pattern.")] = False,
+    format: FormatOpt = Format.TEXT,
+) -> None:
+    """List the tensors of a checkpoint from its headers: names, shapes, dtypes. Needs no spec."""
+    from mapspec.keys import read_keys
+    from mapspec.render.keys import render_keys
+
+    typer.echo(render_keys(read_keys(source), format.value, full=full))
