@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mapspec.cli.app import app
+from mapspec.cli.options import OutputOpt, SourceUrlOpt, source_template, write_result
 
 __all__ = ["diff"]
 
@@ -21,6 +22,7 @@ class DiffFormat(StrEnum):
     MD = "md"
     JSON = "json"
     GITHUB = "github"
+    HTML = "html"
 
 
 class FailOn(StrEnum):
@@ -64,6 +66,8 @@ def diff(
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the report as JSON.", show_default=False)
     ] = None,
     format: Annotated[DiffFormat, typer.Option("--format", help="How the report is written.")] = DiffFormat.TEXT,
+    output: OutputOpt = None,
+    source_url: SourceUrlOpt = None,
 ) -> None:
     """Compare what specs do to the reference models, before and after: tensors, fields, converted checkpoints."""
     from mapspec.diff.accepted import ACCEPTED, read_accepted
@@ -72,6 +76,7 @@ def diff(
     from mapspec.diff.sides import open_sides
     from mapspec.render import diff_formats
 
+    url = source_template(source_url)
     with ExitStack() as stack:
         old, new = open_sides(stack, base, head, within or ())
         path = accepted or new.project / ACCEPTED
@@ -82,5 +87,10 @@ def diff(
             return
         if json_file is not None:
             json_file.write_text(diff_formats.FORMATS["json"](report) + "\n", encoding="utf-8")
-        typer.echo(diff_formats.FORMATS[format.value](report))
+        if format is DiffFormat.HTML:
+            from mapspec.render.html.diff import diff_page
+
+            write_result(diff_page(report, project=new.project, output=output, url=url), output)
+        else:
+            write_result(diff_formats.FORMATS[format.value](report), output)
     raise typer.Exit(1 if report.fails(None if fail_on is FailOn.NEVER else fail_on.value) else 0)

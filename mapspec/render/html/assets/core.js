@@ -60,6 +60,9 @@ function lead(pattern) {
   return hole < 0 ? 0 : hole + 2;
 }
 
+// A sentence with names in `backticks`.
+const sentence = (text) => text.split(/`([^`]*)`/).map((part, i) => (i % 2 ? h("code", {}, part) : part));
+
 // --- spec lines ------------------------------------------------------------------------------------------------
 
 function place(at, label) {

@@ -22,12 +22,12 @@ function providerSection() {
       h("th", { scope: "row" }, h("code", {}, name)),
       h("td", { class: "field-value" }, h("code", {}, value)),
       h("td", {}, badge(origin)),
-      h("td", { class: "why" }, origin === "hf" ? h("code", {}, source) : source, group ? h("span", { class: "when" }, ` when ${group}`) : null),
+      h("td", { class: "why" }, origin === "hf" ? h("code", {}, source) : sentence(source), group ? h("span", { class: "when" }, ` when ${group}`) : null),
       h("td", { class: "rule-at" }, place(at)));
     return { line, text: [name, value, origin, source, group].join("\n").toLowerCase() };
   });
   const unused = provider.unused.map(([key, why]) => ({
-    line: h("tr", {}, h("th", { scope: "row" }, h("code", {}, key)), h("td", {}, why)),
+    line: h("tr", {}, h("th", { scope: "row" }, h("code", {}, key)), h("td", {}, sentence(why))),
     text: `${key}\n${why}`.toLowerCase(),
   }));
   section("provider", "Provider", `The ${rows.length} Megatron-Core fields that this config means, by ${provider.name}: each with its origin, and the key or the reason behind it.`,

@@ -56,7 +56,7 @@ function choicesSection() {
     h("p", {}, data.proof.replace(/^proof: /, "") + "."),
     h("div", { class: "scroll" }, h("table", { class: "fields flavours" },
       h("thead", {}, h("tr", {}, ["flavour", "choice", "what it decides"].map((title) => h("th", { scope: "col" }, title)))),
-      h("tbody", {}, data.flavours.map(([name, choice, about]) => h("tr", {}, h("th", { scope: "row" }, h("code", {}, name)), h("td", {}, h("code", {}, choice)), h("td", {}, about)))))));
+      h("tbody", {}, data.flavours.map(([name, choice, about]) => h("tr", {}, h("th", { scope: "row" }, h("code", {}, name)), h("td", {}, h("code", {}, choice)), h("td", {}, sentence(about))))))));
 }
 
 start();
