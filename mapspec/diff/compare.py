@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mapspec.diff.accepted import Accepted
 from mapspec.diff.changes import changes_of, ranked
-from mapspec.diff.mappings import Version, compare_mapping
-from mapspec.diff.model import ModelDiff, Report
+from mapspec.diff.declared import compare_declared
+from mapspec.diff.mappings import MappingDiff, Version, compare_mapping
+from mapspec.diff.model import ModelDiff, Place, Report
 from mapspec.diff.parts import Found, Store
-from mapspec.diff.sides import Side
+from mapspec.diff.providers import ProviderVersion, compare_provider
+from mapspec.diff.sides import Side, SpecFile
 from mapspec.diff.versions import Reading, spec_diffs, unbumped
 
 __all__ = ["compare"]
@@ -21,41 +25,47 @@ def compare(base: Side, head: Side, accepted: Accepted | None = None) -> Report:
         accepted: changes that were looked at and wanted.
     """
     store = Store()
-    models: list[ModelDiff] = []
-    pairs: dict[str, tuple[Version | None, Version | None, bool]] = {}
-    names = dict.fromkeys(name for kind, name in (*head.specs, *base.specs) if kind == "mapping")
-    owners = {side.relative(spec.path): spec.name for side in (base, head) for spec in side.specs.values()}
     same_configs = base.configs() == head.configs()
-    for name in names:
-        old_file, new_file = base.specs.get(("mapping", name)), head.specs.get(("mapping", name))
-        if old_file and new_file and same_configs and base.sources(old_file) == head.sources(new_file):
+    owners = {
+        side.relative(s.path): s.name for side in (base, head) for s in side.specs.values() if s.kind == "mapping"
+    }
+    pairs: list[tuple[str, str, Reading | None, Reading | None, bool, bool]] = []
+    models: list[ModelDiff] = []
+    mappings: list[MappingDiff] = []
+    keys = sorted({*base.specs, *head.specs}, key=lambda key: (key[0], [*head.specs, *base.specs].index(key)))
+    for kind, name in keys:
+        files = base.specs.get((kind, name)), head.specs.get((kind, name))
+        if None not in files and same_configs and _same_text(base, head, files):
             continue
-        old = None if old_file is None else Version.load(base, old_file)
-        new = None if new_file is None else Version.load(head, new_file)
+        load = Version.load if kind == "mapping" else ProviderVersion.load
+        old, new = (None if f is None else load(side, f) for side, f in zip((base, head), files, strict=True))
         identical = False
-        if old is not None and new is not None:
+        if isinstance(old, Version) and isinstance(new, Version):
             result = compare_mapping(old, new, store, owners)
+            mappings.append(result)
             models += result.models
             identical = result.identical
-        elif old is not None:
-            store.add(Found("DC210", (name,), name, name, where=["mapping"], old=None))
-        elif new is not None:
-            store.add(Found("DC403", (name,), name, name, where=["mapping"]))
-        pairs[name] = (old, new, identical)
-    for name, (old, new, identical) in pairs.items():
-        told = any(f.owner == name or name in f.through for f in store.found.values())
-        if not identical and not told and old is not None and new is not None:
-            edited = old.texts.get(base.relative(old.file.path)) != new.texts.get(head.relative(new.file.path))
-            if edited:
-                store.add(Found("DC501", (name,), name, head.relative(new.file.path)))
+        elif isinstance(old, ProviderVersion) and isinstance(new, ProviderVersion):
+            models += compare_provider(old, new, store, owners)
+            identical = old.texts == new.texts
+        else:
+            shown = files[1] or files[0]
+            assert shown is not None
+            code = "DC210" if new is None else "DC403"
+            old_place, new_place = (
+                None if f is None else Place(s.relative(f.path), 1) for s, f in zip((base, head), files, strict=True)
+            )
+            found = Found(
+                code, (kind, name), shown.name, shown.name, "", "", old_place, new_place, where=[kind], kind=kind
+            )
+            store.add(found)
+        readable = new is None or not new.findings
+        pairs.append((kind, name, _reading(old), _reading(new), identical, readable))
+    for result in mappings:
+        compare_declared(result, store)
+    _refactors(pairs, store, base, head)
     changes = changes_of(store)
-    specs = spec_diffs(
-        (
-            ("mapping", name, _reading(old), _reading(new), identical, new is None or new.linked is not None)
-            for name, (old, new, identical) in pairs.items()
-        ),
-        changes,
-    )
+    specs = spec_diffs(pairs, changes)
     changes = ranked((*changes, *unbumped(specs)))
     stale: tuple[str, ...] = ()
     if accepted is not None:
@@ -63,14 +73,40 @@ def compare(base: Side, head: Side, accepted: Accepted | None = None) -> Report:
     return Report(base.label, head.label, specs, tuple(models), changes, stale)
 
 
-def _reading(version: Version | None) -> Reading | None:
+def _same_text(base: Side, head: Side, files: tuple[SpecFile | None, SpecFile | None]) -> bool:
+    old, new = files
+    return old is not None and new is not None and base.sources(old) == head.sources(new)
+
+
+def _refactors(
+    pairs: Sequence[tuple[str, str, Reading | None, Reading | None, bool, bool]], store: Store, base: Side, head: Side
+) -> None:
+    """DC501 for every spec whose own text differs, and of which nothing else was found."""
+    for kind, name, old, new, _, _ in pairs:
+        files = base.specs.get((kind, name)), head.specs.get((kind, name))
+        if old is None or new is None or files[0] is None or files[1] is None:
+            continue
+        told = any(
+            f.kind == kind and (f.owner == files[1].name or files[1].name in f.through) for f in store.found.values()
+        )
+        if not told and files[0].path.read_bytes() != files[1].path.read_bytes():
+            store.add(Found("DC501", (kind, name), files[1].name, new.path, kind=kind))
+
+
+def _reading(version: Version | ProviderVersion | None) -> Reading | None:
     if version is None:
         return None
-    if version.linked is None:
-        return Reading(version.side.relative(version.file.path), None, None)
-    top = version.linked.top
-    span = top.span("metadata", "version")
-    included = (include.mapping.partition("@")[0] for include in top.spec.include.values())
-    extended = () if top.spec.extends is None else (top.spec.extends.partition("@")[0],)
     path = version.side.relative(version.file.path)
-    return Reading(path, version.version, version.side.place(span), (*extended, *included))
+    if isinstance(version, ProviderVersion):
+        if version.spec is None:
+            return Reading(path, None, None)
+        metadata, span = version.spec.model.metadata, version.spec.span("metadata", "version")
+        extended = version.spec.model.extends
+        named = () if extended is None else (extended.partition("@")[0],)
+        return Reading(path, metadata.version, version.side.place(span), named)
+    if version.linked is None:
+        return Reading(path, None, None)
+    top = version.linked.top
+    parent = () if top.spec.extends is None else (top.spec.extends.partition("@")[0],)
+    included = (include.mapping.partition("@")[0] for include in top.spec.include.values())
+    return Reading(path, version.version, version.side.place(top.span("metadata", "version")), (*parent, *included))

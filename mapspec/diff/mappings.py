@@ -11,8 +11,9 @@ from typing import Any
 from mapspec.bind import Bound, Choices, bind
 from mapspec.bound import BoundRule
 from mapspec.diagnostics import Diagnostic
+from mapspec.diff.codes import DIFF_CODES
 from mapspec.diff.edits import Edit, edits_between, reach, touching
-from mapspec.diff.model import ModelDiff, Place, State, Through
+from mapspec.diff.model import Earlier, ModelDiff, Place, State, Through
 from mapspec.diff.parts import Found, Names, Store
 from mapspec.diff.published import published_names
 from mapspec.diff.sides import Side, SpecFile
@@ -21,7 +22,9 @@ from mapspec.documents import looking_first_in, reference_configs
 from mapspec.errors import MapspecError, SpecError
 from mapspec.io.json_config import read_config
 from mapspec.link import Linked, Scope, link_file
+from mapspec.names import Pattern
 from mapspec.prove import prove
+from mapspec.schema import v1
 from mapspec.table import SURFACES, build_table
 from mapspec.text import Path_, read_yaml
 
@@ -79,6 +82,7 @@ class MappingDiff:
     new: Version
     identical: bool
     models: tuple[ModelDiff, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
 
 def compare_mapping(old: Version, new: Version, store: Store, owners: Mapping[str, str]) -> MappingDiff:
@@ -100,7 +104,7 @@ def compare_mapping(old: Version, new: Version, store: Store, owners: Mapping[st
     for name, (_, changed) in configs.items():
         if changed:
             store.add(Found("DC503", (new.file.name, name), new.file.name, name, "", "", details=[]))
-    return MappingDiff(old, new, old.texts == new.texts, models)
+    return MappingDiff(old, new, old.texts == new.texts, models, comparison.edits)
 
 
 def _broken(old: Version, new: Version, store: Store) -> None:
@@ -212,7 +216,7 @@ class _Comparison:
         ties = [{(str(a), str(b)) for a, b, _ in bound.ties} for bound in (old, new)]
         if not diff.outcomes and lists[0] == lists[1] and ties[0] == ties[1]:
             return (State.CHANGED if objects else State.IDENTICAL), diff
-        proof = self.proof(old, new, diff, lists[0] != lists[1] or ties[0] != ties[1])
+        proof = self.proof(old, new, diff, lists[0] != lists[1], ties[0] != ties[1])
         if proof:
             self.broken(name, label, proof)
             return State.BROKEN, diff
@@ -223,7 +227,7 @@ class _Comparison:
         changed = bool(diff.outcomes) or ties[0] != ties[1] or objects
         return (State.CHANGED if changed else State.IDENTICAL), diff
 
-    def proof(self, old: Bound, new: Bound, diff: TableDiff, whole: bool) -> tuple[Diagnostic, ...]:
+    def proof(self, old: Bound, new: Bound, diff: TableDiff, lists: bool, whole: bool) -> tuple[Diagnostic, ...]:
         """Why the new binding is no bijection where the old one was: a matter of the rules that differ, and of those
         that claim names which the old ones did not have."""
         rules = list(diff.changed)
@@ -235,6 +239,9 @@ class _Comparison:
             rules += claimed
             rest = [rule for rule in rest if not any(rule is other for other in claimed)]
         lost = {row.megatron for row in build_table(replace(old, rules=diff.gone, ties=())).rows}
+        if lists:
+            entries = [(s, p) for s in _LISTS for p, _, _ in getattr(new, s)]
+            rules += [rule for rule in rest if any(_may_meet(rule, section, p) for section, p in entries)]
         if whole or {str(name) for tie in new.ties for name in tie[:2]} & lost:
             return () if prove(build_table(old)).findings else prove(build_table(new)).findings
         found = prove(build_table(replace(new, rules=tuple(rules), ties=()))).findings
@@ -392,12 +399,12 @@ class _Comparison:
             return False
         spec = self.new.file.name
         edits = [edit for edit in self.edits if edit.path[:1] == ("blocks",) and "objects" in edit.path]
-        found = self.store.get(
-            "DC216", (spec,),
-            lambda: Found("DC216", (spec,), spec, "_extra_state", f"{len(was - now):,} only before",
-                          f"{len(now - was):,} only now"),
-        )  # fmt: skip
+        edits = edits or [edit for edit in self.edits if _is_meant(edit)]
+        owner = next((self.owners[edit.file] for edit in edits if edit.file in self.owners), spec)
+        words = f"{len(was - now):,} that the new one has not", f"{len(now - was):,} that the old one has not"
+        found = self.store.add(Found("DC216", (owner,), owner, "_extra_state", *words))
         found.edits.update({(edit.file, edit.cause.key): edit for edit in edits})
+        self.through(found, owner)
         names = found.models.setdefault((spec, name), Names())
         if not names.tensors:
             names.tensors = len(was ^ now)
@@ -425,7 +432,7 @@ class _Comparison:
             found = self.store.get(
                 "DC215", (owner, name),
                 lambda n=name, o=owner, p=places: Found(  # type: ignore[misc]
-                    "DC215", (o, n), o, n, _default(was[n]), _default(now[n]), *p
+                    "DC215", (o, n), o, n, *_defaults(was[n], now[n]), *p
                 ),
             )  # fmt: skip
             edits = [edit for edit in self.edits if edit.path[:2] == ("flavours", name)]
@@ -444,14 +451,23 @@ class _Comparison:
                 names = found.models.setdefault((self.new.file.name, model), Names())
                 names.megatron = [m for o in diff.outcomes for m in o.megatron]
                 names.tensors = len(set(names.megatron))
-                found.details += [f"by default: {o.code}" for o in diff.outcomes]
+                codes = {o.code for o in diff.outcomes}
+                found.details = sorted({*found.details, *(f"by default: {DIFF_CODES[c].name} ({c})" for c in codes)})
+                if codes - {"DC207", "DC202"}:
+                    found.earlier = (
+                        Earlier.REFUSED,
+                        "by default; with --flavour and the old choice they are taken as before",
+                    )
             if owner != self.new.file.name:
                 self.through(found, owner)
 
 
-def _default(flavour: Any) -> str:
-    older = ", ".join(f"{choice} before {version}" for version, choice in flavour.before.items())
-    return f"{flavour.default}" + (f" ({older})" if older else "")
+def _defaults(old: v1.Flavour, new: v1.Flavour) -> tuple[str, str]:
+    """The defaults of a flavour, with those of older versions of Megatron-Core where they differ."""
+    if old.before == new.before:
+        return old.default, new.default
+    texts = [", ".join([f.default, *(f"{c} before {v}" for v, c in f.before.items())]) for f in (old, new)]
+    return texts[0], texts[1]
 
 
 def _claims_one_of(rule: BoundRule, surface: str, names: Iterable[str]) -> bool:
@@ -459,6 +475,18 @@ def _claims_one_of(rule: BoundRule, surface: str, names: Iterable[str]) -> bool:
     sides = {"hf": rule.hf, "stored": (rule.stored,), "megatron": (rule.megatron,)}[surface]
     patterns = [side.pattern for side in sides]
     return any(p.match(name) or p.match(name.rpartition(".")[0]) for name in names for p in patterns)
+
+
+def _may_meet(rule: BoundRule, section: str, entry: Pattern) -> bool:
+    """Whether an entry of a list may match a name of the rule, by how both begin and end."""
+    sides = (rule.stored,) if section == "ignore_megatron" else rule.hf
+    for pattern in (side.pattern for side in sides):
+        heads = [p.parts[0] if p.parts and isinstance(p.parts[0], str) else "" for p in (entry, pattern)]
+        tails = [p.parts[-1] if p.parts and isinstance(p.parts[-1], str) else "" for p in (entry, pattern)]
+        begins = heads[0].startswith(heads[1]) or heads[1].startswith(heads[0])
+        if begins and (section == "ignore_megatron" or tails[0].endswith(tails[1]) or tails[1].endswith(tails[0])):
+            return True
+    return False
 
 
 def _is_meant(edit: Edit) -> bool:

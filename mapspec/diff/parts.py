@@ -75,12 +75,7 @@ class Found:
 
 
 def _collapsed(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(pattern for pattern, _ in collapse(sorted(dict.fromkeys(names), key=_by_number)))
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """Names in the order of their numbers."""
-    return [(int(word), "") if word.isdigit() else (-1, word) for word in name.split(".")]
+    return tuple(pattern for pattern, _ in collapse(names))
 
 
 class Store:

@@ -35,7 +35,7 @@ class Signature:
     hf_region: tuple[tuple[int, Box, Box], ...]
     stored_region: tuple[tuple[int, Box, Box], ...]
     split: tuple[tuple[int, str, tuple[tuple[int, int], ...]], ...]
-    parallel: tuple[tuple[str, int], ...]
+    parallel: tuple[str, ...]
     dtype: str
     accepts: tuple[str, ...]
     keep: bool
@@ -74,7 +74,7 @@ class Forms:
                 for i, dim in enumerate(rule.dims)
                 if dim.split is not None
             ),
-            tuple(sorted((a.parallel, a.size) for a in rule.axes.values() if a.parallel and a.name in self.holes)),
+            tuple(sorted({a.parallel for a in rule.axes.values() if a.parallel and a.name in self.holes})),
             rule.dtype,
             tuple(sorted(rule.role.accepts)),
             rule.role.keep is not None,

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mapspec.bound import Bound, BoundRule, Side
+from mapspec.bound import Bound, BoundRule
 from mapspec.diff.rules import Forms, Sides, Signature, arrangement, rule_key, sides_of, sources
 from mapspec.names import Pattern
 from mapspec.table import SURFACES, Row, RuleForms, Table, build_table
+from mapspec.tensors import Box
 
 __all__ = ["Outcome", "TableDiff", "compare_tables"]
 
@@ -94,8 +95,10 @@ class _Comparison:
         olds, news = self.rows(self.old, left), self.rows(self.new, right)
         self.old_hf = {name for row in olds.values() for name in row.names("hf")}
         self.new_hf = {name for row in news.values() for name in row.names("hf")}
-        for name in olds.keys() & news.keys():
-            self.both(olds[name], news[name])
+        self.old_places, self.new_places = _places(olds), _places(news)
+        for name, row in olds.items():
+            if name in news:
+                self.both(row, news[name])
         lost = {name: row for name, row in olds.items() if name not in news}
         gained = {name: row for name, row in news.items() if name not in olds}
         self.renamed(lost, gained)
@@ -114,44 +117,73 @@ class _Comparison:
 
     def both(self, old: Row, new: Row) -> None:
         one, other = sides_of(old), sides_of(new)
+        a, b = self.signature(old), self.signature(new)
         for code, before, after in self.compared(old, new):
             self.add(code, old, new, one, other, before, after)
-        if one.hf != other.hf:
+        if one.hf == other.hf and (a.hf_region, a.hf_shapes) == (b.hf_region, b.hf_shapes):
+            pass
+        elif {n for n, _ in one.hf} != {n for n, _ in other.hf}:
             self.sourced(old, new, one, other)
-        elif (
-            self.signature(old).hf_region != self.signature(new).hf_region
-            and self.signature(old).shape == self.signature(new).shape
+        elif a.shape != b.shape:
+            pass  # said already
+        elif sorted(zip(_names(one.hf), a.hf_shapes, strict=True)) != sorted(
+            zip(_names(other.hf), b.hf_shapes, strict=True)
         ):
-            self.add("DC102", old, new, one, other, _order(old), _order(new))
-        if one.stored != other.stored:
-            if {n for n, _ in one.stored} != {n for n, _ in other.stored}:
-                self.add(
-                    "DC203",
-                    old,
-                    new,
-                    one,
-                    other,
-                    _listed(old.rule.stored, one.stored),
-                    _listed(new.rule.stored, other.stored),
-                )
-            else:
-                self.add("DC104", old, new, one, other, "place in torch_dist", "another place in torch_dist")
+            self.add("DC204", old, new, one, other, _shapes(a), _shapes(b))
+        elif sources(one, a) != sources(other, b):
+            self.moved(old, new, one, other)
+        if one.stored != other.stored or (a.stored_shapes, a.stored_region) != (b.stored_shapes, b.stored_region):
+            self.stored(old, new, one, other)
 
     def sourced(self, old: Row, new: Row, one: Sides, other: Sides) -> None:
-        """The Hugging Face names differ, or stand in another order."""
+        """It is made of other Hugging Face tensors."""
         was, now = {n for n, _ in one.hf}, {n for n, _ in other.hf}
+        a, b = self.signature(old), self.signature(new)
         before, after = _made_of(old), _made_of(new)
-        if was == now:
-            # The same tensors: told apart by where each element comes from.
-            if sources(one, self.signature(old)) != sources(other, self.signature(new)):
-                stacked = [lead for _, lead in one.hf] != [lead for _, lead in other.hf] and before == after
-                self.add("DC104" if stacked else "DC101", old, new, one, other, before, after)
-            return
-        if now <= self.old_hf and was <= self.new_hf:
+        if now <= self.old_hf and was <= self.new_hf and a.hf_shapes == b.hf_shapes:
+            # Every name is there on both sides and fits as before: nobody notices.
             same_rule = _identity(old.rule) == _identity(new.rule) and before == after
             self.add("DC104" if same_rule else "DC101", old, new, one, other, before, after)
+        elif a.hf_shapes == b.hf_shapes:
+            self.add("DC202", old, new, one, other, before, after)
+        else:
+            self.add("DC202", old, new, one, other, f"{before} {_hf_shapes(a)}", f"{after} {_hf_shapes(b)}")
+
+    def moved(self, old: Row, new: Row, one: Sides, other: Sides) -> None:
+        """The same Hugging Face tensors, and other elements of them."""
+        before, after = _made_of(old), _made_of(new)
+        if [lead for _, lead in one.hf] != [lead for _, lead in other.hf]:
+            self.add("DC104", old, new, one, other, before, after)
+        elif before != after and len(one.hf) > 1:
+            self.add("DC101", old, new, one, other, before, after)
+        else:
+            self.add("DC102", old, new, one, other, _order(old), _order(new))
+
+    def stored(self, old: Row, new: Row, one: Sides, other: Sides) -> None:
+        """Other tensors of torch_dist, or other elements of them."""
+        a, b = self.signature(old), self.signature(new)
+        keys = _names(one.stored), _names(other.stored)
+        if set(keys[0]) != set(keys[1]):
+            self.add("DC203", old, new, one, other, _stored(old, one), _stored(new, other))
             return
-        self.add("DC202", old, new, one, other, before, after)
+        if a.shape != b.shape:
+            return  # said of the whole tensor
+        if keys[0] == keys[1] and a.stored_shapes != b.stored_shapes:
+            before, after = (f"in torch_dist {' + '.join(str(list(x)) for x in s.stored_shapes)}" for s in (a, b))
+            self.add("DC204", old, new, one, other, before, after)
+            return
+        shapes = [dict(zip(k, s.stored_shapes, strict=True)) for k, s in zip(keys, (a, b), strict=True)]
+        if shapes[0] != shapes[1]:
+            before, after = (f"in torch_dist {_keyed(x)}" for x in shapes)
+            self.add("DC204", old, new, one, other, before, after)
+            return
+        places = [
+            sorted((s.stored[n][0], s.stored[n][1] + box, right) for n, box, right in sign.stored_region)
+            for s, sign in ((one, a), (other, b))
+        ]
+        if places[0] != places[1]:
+            moved = [lead for _, lead in one.stored] != [lead for _, lead in other.stored]
+            self.add("DC104" if moved else "DC101", old, new, one, other, _in_keys(old), _in_keys(new))
 
     def compared(self, old: Row, new: Row) -> Sequence[tuple[str, str, str]]:
         """(class, before, after) of everything but names, the same for all rows of two rules."""
@@ -174,8 +206,8 @@ class _Comparison:
             del lost[name], gained[partner.megatron]
             stored_alike = one.stored == other.stored
             code = "DC207" if stored_alike else "DC203"
-            before = str(row.rule.megatron.pattern) if stored_alike else _listed(row.rule.stored, one.stored)
-            after = str(partner.rule.megatron.pattern) if stored_alike else _listed(partner.rule.stored, other.stored)
+            before = str(row.rule.megatron.pattern) if stored_alike else _stored(row, one)
+            after = str(partner.rule.megatron.pattern) if stored_alike else _stored(partner, other)
             self.add(code, row, partner, one, other, before, after)
             for more, was, now in self.compared(row, partner):
                 self.add(more, row, partner, one, other, was, now)
@@ -184,7 +216,8 @@ class _Comparison:
         one = sides_of(row)
         names = [name for name, _ in one.hf]
         where = _made_of(row)
-        if all(name in self.new_hf for name in names):
+        places = self.new_places
+        if all(name in self.new_hf for name in names) and all(not lead or (n, lead) in places for n, lead in one.hf):
             self.add("DC203", row, None, one, None, str(row.rule.megatron.pattern), self.holders(names, news))
             return
         for section in ("ignore_hf", "passthrough"):
@@ -203,7 +236,8 @@ class _Comparison:
     def gain(self, row: Row) -> None:
         other = sides_of(row)
         names = [name for name, _ in other.hf]
-        if all(name in self.old_hf for name in names):
+        places = self.old_places
+        if all(name in self.old_hf for name in names) and all(not lead or (n, lead) in places for n, lead in other.hf):
             return  # said with the tensors that its sources were part of
         made = _made_of(row)
         for section in ("ignore_hf", "passthrough"):
@@ -315,26 +349,27 @@ def _unmatched(old: Bound, new: Bound) -> tuple[list[BoundRule], list[BoundRule]
 
 
 def _compare(old: Forms, new: Forms) -> Iterable[tuple[str, str, str]]:
-    """What differs between two rules beyond names."""
+    """What differs between two rules beyond the names and order of what they are made of."""
     a, b = old.signature, new.signature
     if a == b:
         return
-    shaped = (a.shape, a.hf_shapes) != (b.shape, b.hf_shapes) and (
-        a.shape != b.shape or len(a.hf_shapes) == len(b.hf_shapes)
-    )
-    if shaped:
+    if a.shape != b.shape:
         yield "DC204", _shapes(a), _shapes(b)
     if [(d, g) for d, g, _ in a.split] != [(d, g) for d, g, _ in b.split] or a.parallel != b.parallel:
         yield "DC205", _cut(a), _cut(b)
-    elif a.split != b.split and not shaped:
+    elif a.split != b.split and a.shape == b.shape and _cut(a) != _cut(b):
         yield "DC105", _cut(a), _cut(b)
     if (a.dtype, a.accepts, a.keep) != (b.dtype, b.accepts, b.keep):
         looser = (a.keep and not b.keep) or bool(set(b.accepts) - set(a.accepts)) or a.dtype != b.dtype
         yield "DC106" if looser else "DC217", _policy(a), _policy(b)
-    if not shaped and a.stored_shapes == b.stored_shapes and a.stored_region != b.stored_region:
-        yield "DC102", f"in torch_dist: {arrangement(old.rule)}", f"in torch_dist: {arrangement(new.rule)}"
     if a.pads != b.pads:
         yield "DC204", "may be padded" if a.pads else "never padded", "may be padded" if b.pads else "never padded"
+
+
+def _places(rows: Mapping[str, Row]) -> set[tuple[str, Box]]:
+    """Places within tensors that hold several rows."""
+    stacked = (row for row in rows.values() if any(form.stacked for form in row.forms.surfaces["hf"]))
+    return {place for row in stacked for place in sides_of(row).hf}
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
@@ -349,9 +384,35 @@ def _order(row: Row) -> str:
     return arrangement(row.rule) or "as it is"
 
 
-def _listed(side: Side, stored: Sequence[tuple[str, object]]) -> str:
-    pattern = str(side.pattern)
-    return pattern if len(stored) == 1 else f"{pattern} in {len(stored)} keys"
+def _names(sides: Sequence[tuple[str, Box]]) -> tuple[str, ...]:
+    return tuple(name for name, _ in sides)
+
+
+def _stored(row: Row, sides: Sides) -> str:
+    """The torch_dist keys of a row's rule."""
+    pattern = str(row.rule.stored.pattern)
+    suffixes = [form.suffix for form in row.forms.surfaces["stored"] if form.suffix]
+    stacked = " (all positions stacked)" if any(lead for _, lead in sides.stored) else ""
+    return pattern + (f".{{{','.join(s[1:] for s in suffixes)}}}" if suffixes else "") + stacked
+
+
+def _in_keys(row: Row) -> str:
+    """Which rows of the tensor each torch_dist key holds."""
+    forms = row.forms.surfaces["stored"]
+    boxes: dict[int, list[str]] = {}
+    for piece in row.forms.region("stored", "megatron"):
+        axis = row.forms.axis
+        if axis >= 0 and len(boxes.setdefault(piece.left, [])) < 3:
+            boxes[piece.left].append("{}:{}".format(*piece.right_box[axis]))
+    return "in torch_dist " + ", ".join(f"{forms[n].suffix or 'it'} = rows {' '.join(b)}" for n, b in boxes.items())
+
+
+def _keyed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name.rpartition('.')[2]} {list(shape)}" for name, shape in shapes.items())
+
+
+def _hf_shapes(signature: Signature) -> str:
+    return " + ".join(str(list(shape)) for shape in signature.hf_shapes)
 
 
 def _shapes(signature: Signature) -> str:
@@ -367,7 +428,7 @@ def _cut(signature: Signature) -> str:
         name = "expert tensor parallel" if group == "expert_tensor" else "tensor parallel"
         kind = {0: "column", 1: "row"}.get(dim, f"dim {dim}")
         out.append(f"{kind} ({name}{f', {len(runs)} segments by themselves' if runs else ''})")
-    out += [f"dealt to {kind}-parallel ranks" for kind, _ in signature.parallel]
+    out += [f"dealt to {kind}-parallel ranks" for kind in signature.parallel]
     return ", ".join(out) or "replicated"
 
 
