@@ -26,9 +26,7 @@ def compare(base: Side, head: Side, accepted: Accepted | None = None) -> Report:
     """
     store = Store()
     same_configs = base.configs() == head.configs()
-    owners = {
-        side.relative(s.path): s.name for side in (base, head) for s in side.specs.values() if s.kind == "mapping"
-    }
+    owners = {side.relative(s.path): s.name for side in (base, head) for s in side.specs.values()}
     pairs: list[tuple[str, str, Reading | None, Reading | None, bool, bool]] = []
     models: list[ModelDiff] = []
     mappings: list[MappingDiff] = []
