@@ -202,10 +202,8 @@ class _Comparison:
             if old is not None:
                 self.broken(name, label, now)
                 return State.BROKEN, None
-            if new is not None and not label:
-                spec = self.new.file.name
-                found = self.store.add(Found("DC401", (spec, name), spec, name, "does not bind", "binds"))
-                found.details += self.old.lines(was)[:3]
+            if new is not None:
+                self.mended(name, label, was)
             return (State.STILL_BROKEN if new is None else State.MENDED), None
         self.rules_seen = {(r.scope, r.mount, r.block, r.key) for r in new.rules}
         for version, bound in ((self.old, old), (self.new, new)):
@@ -216,40 +214,23 @@ class _Comparison:
         ties = [{(str(a), str(b)) for a, b, _ in bound.ties} for bound in (old, new)]
         if not diff.outcomes and lists[0] == lists[1] and ties[0] == ties[1]:
             return (State.CHANGED if objects else State.IDENTICAL), diff
-        proof = self.proof(old, new, diff, lists[0] != lists[1], ties[0] != ties[1])
-        if proof:
-            self.broken(name, label, proof)
+        lists_differ, ties_differ = lists[0] != lists[1], ties[0] != ties[1]
+        was, now = (
+            _faults(bound, diff.changed[side], diff.names[1 - side], lists_differ, ties_differ)
+            for side, bound in enumerate((old, new))
+        )
+        if now and not was:
+            self.broken(name, label, now)
             return State.BROKEN, diff
+        if was and not now:
+            self.mended(name, label, was)
+            return State.MENDED, diff
         for outcome in diff.outcomes:
             self.outcome(name, label, outcome)
         if ties[0] != ties[1]:
             self.tied(name, label, ties[0], ties[1])
         changed = bool(diff.outcomes) or ties[0] != ties[1] or objects
         return (State.CHANGED if changed else State.IDENTICAL), diff
-
-    def proof(self, old: Bound, new: Bound, diff: TableDiff, lists: bool, whole: bool) -> tuple[Diagnostic, ...]:
-        """Why the new binding is no bijection where the old one was: a matter of the rules that differ, and of those
-        that claim names which the old ones did not have."""
-        rules = list(diff.changed)
-        rest = [rule for rule in new.rules if not any(rule is other for other in rules)]
-        table = build_table(replace(new, rules=tuple(rules), ties=()))
-        for surface in SURFACES:
-            fresh = diff.fresh(table, surface)
-            claimed = [rule for rule in rest if _claims_one_of(rule, surface, fresh)]
-            rules += claimed
-            rest = [rule for rule in rest if not any(rule is other for other in claimed)]
-        lost = {row.megatron for row in build_table(replace(old, rules=diff.gone, ties=())).rows}
-        if lists:
-            entries = [(s, p) for s in _LISTS for p, _, _ in getattr(new, s)]
-            rules += [rule for rule in rest if any(_may_meet(rule, section, p) for section, p in entries)]
-        if whole or {str(name) for tie in new.ties for name in tie[:2]} & lost:
-            return () if prove(build_table(old)).findings else prove(build_table(new)).findings
-        found = prove(build_table(replace(new, rules=tuple(rules), ties=()))).findings
-        if not found:
-            return ()
-        meant = {(r.scope, r.mount, r.block, r.key) for r in rules}
-        before = tuple(r for r in old.rules if (r.scope, r.mount, r.block, r.key) in meant)
-        return () if prove(build_table(replace(old, rules=before, ties=()))).findings else found
 
     def bind(
         self, version: Version, config: Mapping[str, Any], choices: Mapping[str, str]
@@ -297,6 +278,12 @@ class _Comparison:
         names = found.models.setdefault((spec, name), Names())
         names.flavours += [label] if label else []
         self.through(found, owner)
+
+    def mended(self, name: str, label: str, findings: Sequence[Diagnostic]) -> None:
+        spec = self.new.file.name
+        if not label:
+            found = self.store.add(Found("DC401", (spec, name), spec, name, "does not work", "works"))
+            found.details += self.old.lines(findings)[:3]
 
     def outcome(self, name: str, label: str, outcome: Outcome) -> None:
         old, new = outcome.old, outcome.new
@@ -468,6 +455,32 @@ def _defaults(old: v1.Flavour, new: v1.Flavour) -> tuple[str, str]:
         return old.default, new.default
     texts = [", ".join([f.default, *(f"{c} before {v}" for v, c in f.before.items())]) for f in (old, new)]
     return texts[0], texts[1]
+
+
+def _faults(
+    bound: Bound, mine: Sequence[BoundRule], known: Mapping[str, frozenset[str]], lists: bool, ties: bool
+) -> tuple[Diagnostic, ...]:
+    """Why a binding is no bijection, as far as the other side can be one all the same: a matter of the rules that
+    differ, and of those that claim names which only these make.
+
+    Args:
+        mine: the rules that differ.
+        known: names that their counterparts make.
+        lists, ties: whether what is ignored, or what is tied, differs.
+    """
+    rules = list(mine)
+    rest = [rule for rule in bound.rules if not any(rule is other for other in rules)]
+    table = build_table(replace(bound, rules=tuple(rules), ties=()))
+    if ties or {str(name) for tie in bound.ties for name in tie[:2]} & table.by_megatron.keys():
+        return prove(build_table(bound)).findings
+    for surface in SURFACES:
+        fresh = frozenset(table.by_megatron if surface == "megatron" else table.inventory(surface)) - known[surface]
+        rules += [rule for rule in rest if _claims_one_of(rule, surface, fresh)]
+    if lists:
+        entries = [(section, pattern) for section in _LISTS for pattern, _, _ in getattr(bound, section)]
+        rules += [rule for rule in rest if any(_may_meet(rule, section, p) for section, p in entries)]
+    unique = tuple({id(rule): rule for rule in rules}.values())
+    return prove(build_table(replace(bound, rules=unique, ties=()))).findings
 
 
 def _claims_one_of(rule: BoundRule, surface: str, names: Iterable[str]) -> bool:

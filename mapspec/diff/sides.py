@@ -17,7 +17,7 @@ from mapspec.diff.model import Place
 from mapspec.errors import DiffError, SpecError
 from mapspec.text import read_yaml
 
-__all__ = ["Side", "SpecFile", "open_sides"]
+__all__ = ["Side", "SpecFile", "folder_side", "open_sides"]
 
 _KINDS = {"Mapping": "mapping", "Provider": "provider"}
 _DEFAULT = ("mappings", "providers")
@@ -170,7 +170,7 @@ def _named(stack: ExitStack, text: str, within: Sequence[str], here: Path) -> Si
         root = path.resolve()
         if path.is_file():
             return Side(text, _project(root), _listed([root], alone=True))
-        return Side(text, root, _listed(_below(root, within)))
+        return folder_side(root, within, text)
     assert repository is not None
     if colon and file:
         side = _revision(stack, repository, revision, (), text)
@@ -180,6 +180,12 @@ def _named(stack: ExitStack, text: str, within: Sequence[str], here: Path) -> Si
             raise DiffError(Diagnostic("MS851", message, where=text))
         return Side(text, side.root, _listed([found], alone=True))
     return _revision(stack, repository, text, within)
+
+
+def folder_side(folder: Path, within: Sequence[str] = (), label: str | None = None) -> Side:
+    """A folder that holds `mappings` and `providers`, or specs themselves."""
+    root = folder.resolve()
+    return Side(label or str(folder), root, _listed(_below(root, within)))
 
 
 def _project(file: Path) -> Path:

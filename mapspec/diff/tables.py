@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from mapspec.bound import Bound, BoundRule
 from mapspec.diff.rules import Forms, Sides, Signature, arrangement, rule_key, sides_of, sources
 from mapspec.names import Pattern
-from mapspec.table import SURFACES, Row, RuleForms, Table, build_table
+from mapspec.table import Row, RuleForms, build_table
 from mapspec.tensors import Box
 
 __all__ = ["Outcome", "TableDiff", "compare_tables"]
@@ -42,14 +42,13 @@ class Outcome:
 class TableDiff:
     """The rows of two tables, joined; for the other attributes see `ModelDiff`.
 
-    `gone`, `changed`: rules of the old and the new side that have no equal on the other; `names`: what the old ones
-    make, by surface.
+    `changed`: the rules of the old and of the new side that have no equal on the other; `names`: what they make, by
+    surface.
     """
 
     outcomes: tuple[Outcome, ...]
-    gone: tuple[BoundRule, ...]
-    changed: tuple[BoundRule, ...]
-    names: Mapping[str, frozenset[str]]
+    changed: tuple[tuple[BoundRule, ...], tuple[BoundRule, ...]]
+    names: tuple[Mapping[str, frozenset[str]], Mapping[str, frozenset[str]]]
     tensors: tuple[int, int]
     same: int
     added: int
@@ -59,13 +58,11 @@ class TableDiff:
     other: int
     unmapped: tuple[int, int] | None
 
-    def fresh(self, table: Table, surface: str) -> frozenset[str]:
-        """Names that rules of the new side make, and their counterparts did not."""
-        return frozenset(name for row in table.rows for name in row_names(row, surface)) - self.names[surface]
 
-
-def row_names(row: Row, surface: str) -> tuple[str, ...]:
-    return (row.megatron,) if surface == "megatron" else row.names(surface)
+def _made_by(rows: Mapping[str, Row]) -> dict[str, frozenset[str]]:
+    """Names that rows make, by surface."""
+    out = {s: frozenset(name for row in rows.values() for name in row.names(s)) for s in ("hf", "stored")}
+    return {**out, "megatron": frozenset(rows)}
 
 
 _RETARGETED = frozenset({"DC101", "DC104", "DC202", "DC203", "DC207"})
@@ -91,7 +88,7 @@ class _Comparison:
 
     def run(self) -> TableDiff:
         left, right, same = _unmatched(self.old, self.new)
-        self.gone, self.changed = tuple(left), tuple(right)
+        self.changed = tuple(left), tuple(right)
         olds, news = self.rows(self.old, left), self.rows(self.new, right)
         self.old_hf = {name for row in olds.values() for name in row.names("hf")}
         self.new_hf = {name for row in news.values() for name in row.names("hf")}
@@ -298,10 +295,9 @@ class _Comparison:
             sum(len(r.positions) for r in b.rules if r.dims is not None) for b in (self.old, self.new)
         )
         alike = len(olds.keys() & news.keys()) - sum(name in olds and name in news for name in self.touched)
-        names = {s: frozenset(n for row in olds.values() for n in row_names(row, s)) for s in SURFACES}
+        names = (_made_by(olds), _made_by(news))
         return TableDiff(
             outcomes=tuple(self.outcomes.values()),
-            gone=self.gone,
             changed=self.changed,
             names=names,
             tensors=(old_count, new_count),

@@ -42,6 +42,8 @@ MODEL_COLUMNS = (
 def render_diff_text(report: Report) -> str:
     """The whole report."""
     out = [f"{report.base} -> {report.head}: {verdict(report)}"]
+    if report.refactor and all(change.code == "DC501" for change in report.changes):
+        return out[0]
     for before, change in zip((None, *report.changes), report.changes, strict=False):
         out += [*([] if _short(change) and before and _short(before) else [""]), *_change(change)]
     rows = list(model_rows(report))
