@@ -108,8 +108,7 @@ def _message(code: str, group: Sequence[Found]) -> str:
     models = {model for f in group for model in f.models}
     size = _size(first, models, group)
     texts = {
-        "DC101": f"{listed} {'take' if len(subjects) > 1 else 'takes'} exchanged values: "
-        f"{first.before} is now {first.after}",
+        "DC101": f"{listed} {'take' if len(subjects) > 1 else 'takes'} exchanged values{_exchange(group)}",
         "DC102": f"{listed}: elements in another order",
         "DC103": f"{listed}: mapped before, now {first.after.partition(':')[0]}",
         "DC104": f"{listed}: the same names, paired in another way",
@@ -152,6 +151,16 @@ def _message(code: str, group: Sequence[Found]) -> str:
         "DC901": f"{first.subject} should be {first.after}, the file says {first.before}",
     }
     return texts[code] + size
+
+
+def _exchange(group: Sequence[Found]) -> str:
+    """What is taken now, of the first rule: of a fused tensor, the segments that differ."""
+    first = max(group, key=lambda f: f.tensors)
+    before, after = first.before.split(", "), first.after.split(", ")
+    if len(before) != len(after):
+        return f": {first.after}"
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    return ": " + ", ".join(f"{b} (was {a.rpartition('<- ')[2]})" for a, b in pairs)
 
 
 def _size(first: Found, models: set[tuple[str, str]], group: Sequence[Found]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mapspec.diff.codes import DIFF_CODES
 from mapspec.diff.model import Change, Earlier, Level, Report
-from mapspec.render.diff_text import MODEL_COLUMNS, example, model_rows, places, verdict, version_lines
+from mapspec.render.diff_text import MODEL_COLUMNS, example, is_short, model_rows, places, verdict, version_lines
 
 __all__ = ["render_diff_md"]
 
@@ -45,8 +45,8 @@ def render_diff_md(report: Report) -> str:
 
 def _change(change: Change) -> Iterator[str]:
     name = DIFF_CODES[change.code].name
-    if change.level is Level.NEUTRAL:
-        yield f"* {change.code} {name}: {_escape(change.message)}"
+    if is_short(change):
+        yield f"* {change.code} {name} · {_LEVELS[change.level]} · `{change.fingerprint}`: {_escape(change.message)}"
         return
     accepted = " · accepted" if change.accepted is not None else ""
     yield f"#### {change.code} {name} · {_LEVELS[change.level]}{accepted} · `{change.fingerprint}`"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mapspec.diff.codes import DIFF_CODES
 from mapspec.diff.model import Affected, Change, Earlier, Level, ModelDiff, Part, Place, Report, State
@@ -12,6 +12,7 @@ __all__ = [
     "EARLIER",
     "MODEL_COLUMNS",
     "example",
+    "is_short",
     "model_rows",
     "places",
     "render_diff_text",
@@ -45,7 +46,7 @@ def render_diff_text(report: Report) -> str:
     if report.refactor and all(change.code == "DC501" for change in report.changes):
         return out[0]
     for before, change in zip((None, *report.changes), report.changes, strict=False):
-        out += [*([] if _short(change) and before and _short(before) else [""]), *_change(change)]
+        out += [*([] if is_short(change) and before and is_short(before) else [""]), *_change(change)]
     rows = list(model_rows(report))
     if rows:
         out += ["", draw_grid(MODEL_COLUMNS, rows, "text")]
@@ -74,7 +75,7 @@ def verdict(report: Report) -> str:
 def _change(change: Change) -> Iterator[str]:
     name = DIFF_CODES[change.code].name
     mark = " (accepted)" if change.accepted is not None else ""
-    if _short(change):
+    if is_short(change):
         yield f"{change.level.value.upper()}{mark}  {change.code} {name}  {change.fingerprint}  {change.message}"
         return
     yield f"{change.level.value.upper()}{mark}  {change.code} {name}  {change.fingerprint}"
@@ -98,7 +99,7 @@ def _change(change: Change) -> Iterator[str]:
         yield f"  accepted  {change.accepted}"
 
 
-def _short(change: Change) -> bool:
+def is_short(change: Change) -> bool:
     """Whether a change is said in one line."""
     return change.level is Level.NEUTRAL or change.code == "DC901"
 
@@ -109,13 +110,20 @@ def _part(part: Part) -> Iterator[str]:
         yield f"  rule      {places(part.old, part.new)}  {part.subject}{where}"
     elif part.subject and part.where:
         yield f"  about     {part.subject}{where}"
-    if part.before or part.after:
-        yield from _both(part.before, part.after)
     shown = example(part)
+    if part.before == part.after and shown is not None and shown.hf_before:
+        yield from _both(*(_some(names) for names in (shown.hf_before, shown.hf_after)))
+    elif part.before or part.after:
+        yield from _both(part.before, part.after)
     if shown is not None and shown.megatron:
         label = f"under {shown.flavours[0]}, " if shown.flavours else ""
-        more = f" and {len(shown.megatron) - _NAMES} more patterns" if len(shown.megatron) > _NAMES else ""
-        yield f"            {label}{shown.model}: {', '.join(shown.megatron[:_NAMES])}{more}"
+        yield f"            {label}{shown.model}: {_some(shown.megatron)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of many patterns."""
+    more = f" and {len(names) - _NAMES} more patterns" if len(names) > _NAMES else ""
+    return ", ".join(names[:_NAMES]) + more
 
 
 def _both(before: str, after: str) -> Iterator[str]:
