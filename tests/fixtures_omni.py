@@ -78,7 +78,7 @@ def _config(model: TinyOmni) -> Any:
     }
     if model.language.mtp_blocks:
         text["mtp_layers_block_type"] = [_KINDS[symbol] for symbol in model.language.mtp_pattern]
-    vision = {
+    vision: dict[str, Any] = {
         "model_type": "radio", "hidden_size": 32, "num_hidden_layers": model.vision_layers, "num_attention_heads": 4,
         "mlp_ratio": 3.0, "patch_size": 4, "max_img_size": 32, "num_registers": model.registers,
         "video_temporal_patch_size": 2, **model.vision,
@@ -92,7 +92,7 @@ def _config(model: TinyOmni) -> Any:
         text_config=text,
         vision_config=vision,
         audio_config=audio if model.sound else None,
-        vision_hidden_size=32,
+        vision_hidden_size=vision["hidden_size"],
         projector_hidden_size=48,
         image_token_id=IMAGE,
         video_token_id=IMAGE + 1,

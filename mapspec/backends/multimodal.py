@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal
 
+import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
@@ -60,21 +61,11 @@ def build(
         parts = build_parts(
             language_model, configs, fields, encoders=pre_process, backend=backend, groups=groups
         )  # fmt: skip
+        ends: Any = {"pre_process": pre_process, "post_process": post_process, "groups": groups}
+        model: nn.Module
         if assembly == "llava":
-            return build_llava(
-                configs,
-                parts,
-                fields,
-                pre_process=pre_process,
-                post_process=post_process,
-                backend=backend,
-                groups=groups,
-            )
-        return ExpandedModel(
-            configs["language"],
-            parts,
-            fields,
-            pre_process=pre_process,
-            post_process=post_process,
-            groups=groups,
-        )
+            model = build_llava(configs, parts, fields, backend=backend, **ends)
+        else:
+            model = ExpandedModel(configs["language"], parts, fields, **ends)
+    # Megatron-Core makes class tokens and positions on the CPU, transformers all of its encoder.
+    return model if backend == "reference" else model.to(torch.cuda.current_device())

@@ -30,6 +30,7 @@ class LlavaAssembly(MegatronModule):  # type: ignore[misc]
     def __init__(self, config: TransformerConfig, llava_model: LLaVAModel) -> None:
         super().__init__(config=config)
         self.llava_model = llava_model
+        self.pg_collection = llava_model.pg_collection
         self.pre_process, self.post_process = llava_model.pre_process, llava_model.post_process
         self.share_embeddings_and_output_weights = llava_model.share_embeddings_and_output_weights
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mapspec.copying.compare import read_tensor
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import SpecError
 from mapspec.live.matching import Held, Live, match
@@ -19,10 +20,10 @@ from mapspec.live.opening import choose, reference_of
 from mapspec.live.pieces import Local
 from mapspec.live.team import Team
 from mapspec.live.transfer import slices
-from mapspec.live.units import Item, Unit, cut_by, is_expert, units_of
+from mapspec.live.units import Item, Unit, cut_by, is_expert, passthrough, units_of
 from mapspec.ranks import local_shape
 from mapspec.sources import Reference
-from mapspec.tensors import FLOATS
+from mapspec.tensors import FLOATS, StoredTensor
 
 __all__ = ["export", "matched"]
 
@@ -46,8 +47,9 @@ def export(
     expert-tensor-parallel) ranks of the stage that has it, then broadcast over expert-parallel ranks and pipeline
     stages; copies that several ranks or stages have are taken once. In memory are at most the tensors of one unit
     (q, k and v of a layer; one expert; all experts of a layer where Hugging Face stacks them) and the parts of one
-    parameter. A tensor belongs to the caller and is never written to again. A rank that stops to iterate leaves the
-    others waiting until their timeout.
+    parameter. A tensor belongs to the caller and is never written to again. Tensors that only Hugging Face has (the
+    mapping's `passthrough`) come last, read from the reference where that is a folder. A rank that stops to iterate
+    leaves the others waiting until their timeout.
 
     Args:
         model: as for `load`.
@@ -73,6 +75,9 @@ def export(
         for target in unit.targets:
             if target.name in out:
                 yield target.name, out.pop(target.name)
+    if to_rank is None or live.team.rank == to_rank:
+        for stored in passthrough(live, following):
+            yield stored.name, _read(stored, following, device)
 
 
 def matched(
@@ -104,6 +109,13 @@ def matched(
         for _ in units_of(live, following, dtype):
             pass
     return live, following
+
+
+def _read(stored: StoredTensor, following: Reference, device: str | torch.device) -> Tensor:
+    """A tensor of the reference as it is."""
+    assert following.root is not None, "a reference with tensors has a folder"
+    found, dtype = torch.from_numpy(read_tensor(stored, following.root).copy()), getattr(torch, stored.dtype)
+    return (found if found.dtype == dtype else found.view(dtype)).to(device)
 
 
 class _Gatherer:

@@ -23,7 +23,7 @@ from mapspec.live.matching import Live
 from mapspec.live.pieces import Local
 from mapspec.live.team import Team
 from mapspec.live.transfer import Writer
-from mapspec.live.units import Item, Unit, casts, cut_by, units_of
+from mapspec.live.units import Item, Unit, casts, cut_by, passthrough, units_of
 from mapspec.nogc import gc_paused
 from mapspec.plan import ValueStep
 from mapspec.publish import publishing
@@ -103,7 +103,7 @@ def save_hf(
     team = live.team
     units = list(units_of(live, following, dtype))
     with team.together():
-        kept = _passthrough(live, following)
+        kept = passthrough(live, following)
         if strict:
             _check_reference(live, following, units, kept)
         layout = _layout(units, kept, following, max_shard_bytes)
@@ -196,12 +196,6 @@ def _copy(source: StoredTensor, target: StoredTensor, root: Path, writer: Writer
         raise CheckpointError(Diagnostic("MS703", message, where=str(root / problem.file))) from problem
     finally:
         files.close()
-
-
-def _passthrough(live: Live, following: Reference) -> list[StoredTensor]:
-    """Tensors of the reference that only Hugging Face has."""
-    patterns = [pattern for pattern, _, _ in live.table.bound.passthrough]
-    return [t for name, t in following.passthrough.items() if any(pattern.match(name) for pattern in patterns)]
 
 
 def _check_reference(live: Live, following: Reference, units: Sequence[Unit], kept: Sequence[StoredTensor]) -> None:

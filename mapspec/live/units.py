@@ -11,9 +11,9 @@ from mapspec.live.matching import Live
 from mapspec.ranks import Shard
 from mapspec.sources import Reference
 from mapspec.table import Row
-from mapspec.tensors import FLOATS
+from mapspec.tensors import FLOATS, StoredTensor
 
-__all__ = ["Item", "Target", "Unit", "cut_by", "is_expert", "target_dtype", "units_of"]
+__all__ = ["Item", "Target", "Unit", "cut_by", "is_expert", "passthrough", "target_dtype", "units_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,12 @@ def target_dtype(live: Live, item: Item, name: str, reference: Reference, dtype:
     stored = reference.passthrough.get(name)
     wanted = stored.dtype if stored is not None else rule.dtype
     return wanted if wanted in FLOATS else held
+
+
+def passthrough(live: Live, following: Reference) -> list[StoredTensor]:
+    """Tensors of the reference that only Hugging Face has, in the reference's order."""
+    patterns = [pattern for pattern, _, _ in live.table.bound.passthrough]
+    return [t for name, t in following.passthrough.items() if any(pattern.match(name) for pattern in patterns)]
 
 
 def is_expert(row: Row) -> bool:

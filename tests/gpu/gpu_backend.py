@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_models import media_for
 from torch import Tensor
 
 from mapspec.backends.reference_parallel import ParallelSizes, process_groups
@@ -78,12 +79,13 @@ class Backend:
             setattr(provider, name, value)
         return provider
 
-    def logits(self, model: Any, tokens: Tensor) -> Tensor:
-        """Logits [batch, length, vocab], gathered over TP, in fp32 on the CPU."""
+    def logits(self, model: Any, tokens: Tensor, folder: Path) -> Tensor:
+        """Logits [batch, length, vocab], gathered over TP, in fp32 on the CPU; with media where there are encoders."""
         tokens = tokens.to(self.device)
+        media = media_for(folder, len(tokens), self.device)
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
         with self.adapters(), torch.no_grad():
-            out: Tensor = model(tokens, positions, None, runtime_gather_output=True)
+            out: Tensor = model(tokens, positions, None, runtime_gather_output=True, **media)
         return out.float().cpu()
 
     def load(self, model: Any, folder: Path) -> None:

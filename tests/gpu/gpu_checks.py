@@ -151,10 +151,10 @@ class LiveModel:
         torch.distributed.barrier()
         with torch.no_grad():
             for tensor in self.held().values():
-                tensor.fill_(float("nan"))
+                tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
         began = time.monotonic()
         self.backend.load(self.model, checkpoint / "iter_0000000")
-        empty = [name for name, tensor in self.held().items() if tensor.isnan().any()]
+        empty = [name for name, tensor in self.held().items() if tensor.isnan().any() or bool((tensor == -1).all())]
         if empty:
             raise MismatchError(f"{len(empty)} tensors have NaN after the load, first `{empty[0]}`")
         return {"norms on disk": norms, "tensors": len(self.held()), "seconds": time.monotonic() - began}
@@ -175,10 +175,10 @@ class LiveModel:
 
     def forward(self) -> Mapping[str, object]:
         """Logits in bf16 are as near to the true ones (fp32) as transformers' own in bf16 are."""
-        tokens = tokens_for(self.model_name)
+        tokens = tokens_for(self.model_name, self.hf)
         kept = torch.load(self.work / self.model_name / "truth.pt")
         began = time.monotonic()
-        logits = self.backend.logits(self.model, tokens)
+        logits = self.backend.logits(self.model, tokens, self.hf)
         seconds = time.monotonic() - began
         theirs = hf_logits(self.hf, tokens, torch.bfloat16, self.backend.device)
         ours, floor = distance(logits, kept["transformers"]), distance(theirs, kept["transformers"])
@@ -219,7 +219,7 @@ class LiveModel:
             raise Skip(f"mapspec.live is not there: {error}") from None
         with torch.no_grad():
             for tensor in self.held().values():
-                tensor.fill_(float("nan"))
+                tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
         with self.backend.adapters():
             load(self.model, self.hf)
             found = {name: tensor.detach().cpu() for name, tensor in export(self.model, self.hf)}

@@ -38,7 +38,7 @@ def check_files(model: str, work: Path, runner: Runner) -> None:
         return {"tensors": found.tensors, "seconds": done.seconds}
 
     def truth() -> Mapping[str, object]:
-        kept["transformers"] = hf_logits(home / "hf", tokens_for(model), torch.float32, "cpu")
+        kept["transformers"] = hf_logits(home / "hf", tokens_for(model, home / "hf"), torch.float32, "cpu")
         torch.save(kept, home / "truth.pt")
         return {"largest logit": kept["transformers"].abs().max().item()}
 
@@ -48,7 +48,7 @@ def check_files(model: str, work: Path, runner: Runner) -> None:
             # fp32 has to be said: the config promises bf16.
             built = backend.provider(home / "hf", params_dtype="float32").provide().eval()
             backend.load(built, home / "megatron" / "iter_0000000")
-            kept["reference"] = backend.logits(built, tokens_for(model))
+            kept["reference"] = backend.logits(built, tokens_for(model, home / "hf"), home / "hf")
         found = distance(kept["reference"], kept["transformers"])
         numbers = {"rms": found.rms, "largest": found.largest, "argmax equal": f"{found.agree:.1%}"}
         scale = kept["transformers"].abs().max().item()

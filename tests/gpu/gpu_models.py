@@ -2,7 +2,7 @@
 
 Sizes suit the kernels of the GPU model: channels in multiples of 16, chunks of 128 positions, and TP 2 divides
 everything. `tiny` has every kind of layer, latent experts and a multi-token prediction block; `medium` has the
-proportions of a released model.
+proportions of a released model. `omni` sees and hears: the language model of `tiny`, RADIO, Parakeet and projectors.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ from typing import Any
 
 import torch
 from fixtures_hf import TinyModel, write_tiny
+from fixtures_omni import TinyOmni, write_tiny_omni
 from torch import Tensor
 
-__all__ = ["MODELS", "TOKENS", "hf_logits", "tokens_for", "write_model"]
+from mapspec.io.json_config import read_config
+from mapspec.logits.hf_media import is_multimodal
+from mapspec.logits.hf_model import build_hf
+from mapspec.logits.media import language_part, make_media
 
-MODELS: dict[str, TinyModel] = {
+__all__ = ["MODELS", "TOKENS", "hf_logits", "media_for", "tokens_for", "write_model"]
+
+MODELS: dict[str, TinyModel | TinyOmni] = {
     "tiny": TinyModel(
         "ME*-ME", mtp_pattern="*E", mtp_blocks=1, latent=64, vocab=512, dialect="published",
         config={
@@ -36,19 +42,37 @@ MODELS: dict[str, TinyModel] = {
         },
     ),
 }  # fmt: skip
+assert isinstance(MODELS["tiny"], TinyModel)
+MODELS["omni"] = TinyOmni(
+    MODELS["tiny"], vision_layers=4, vision={"hidden_size": 128, "patch_size": 16, "max_img_size": 128},
+    dialect="published",
+)  # fmt: skip
 # Sequences and their length: no multiple of the chunk size, but even, for sequences are split over ranks too.
-TOKENS = {"tiny": (2, 150), "medium": (1, 96)}
+TOKENS = {"tiny": (2, 150), "medium": (1, 96), "omni": (2, 131)}
 
 
-def tokens_for(model: str) -> Tensor:
-    """Token ids [batch, length], the same in every process."""
-    batch, length = TOKENS[model]
-    return torch.randint(0, MODELS[model].vocab, (batch, length), generator=torch.Generator().manual_seed(7))
+def tokens_for(model: str, folder: Path) -> Tensor:
+    """Token ids [batch, length], the same in every process; with placeholders in front where the model takes media."""
+    config = read_config(folder / "config.json")
+    draw = torch.Generator().manual_seed(7)
+    text = torch.randint(0, int(language_part(config)["vocab_size"]), TOKENS[model], generator=draw)
+    media = make_media(config)
+    return text if media is None else media.with_places(text)
+
+
+def media_for(folder: Path, batch: int, device: str | torch.device) -> dict[str, Tensor]:
+    """The images and sound that go with `tokens_for`; empty for a model of language alone."""
+    media = make_media(read_config(folder / "config.json"))
+    return {} if media is None else media.inputs(batch, str(device))
 
 
 def write_model(model: str, folder: Path) -> int:
     """Write the checkpoint; its bytes."""
-    write_tiny(MODELS[model], folder)
+    one = MODELS[model]
+    if isinstance(one, TinyOmni):
+        write_tiny_omni(one, folder)
+    else:
+        write_tiny(one, folder)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
@@ -59,6 +83,10 @@ def hf_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, device: str | to
     """
     from transformers import NemotronHForCausalLM
 
+    if is_multimodal(read_config(folder / "config.json")):
+        built = build_hf(folder, sets=(), dtype=str(dtype).removeprefix("torch."), device=str(device))
+        with torch.no_grad():
+            return built.forward(tokens).float().cpu()
     model: Any = NemotronHForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     for module in model.modules():
         if hasattr(module, "time_step_limit"):

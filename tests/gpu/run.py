@@ -74,7 +74,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--site", type=Path, help="folder to install into; by default below --built")
     add("--architectures", default="", help="compute capabilities to compile for, for example 9.0")
     add("--backend", choices=("transformer_engine", "reference"), default="transformer_engine")
-    add("--models", default="tiny,medium", help="checkpoints to write, by comma; the first serves the variants too")
+    add(
+        "--models", default="tiny,medium,omni", help="checkpoints to write, by comma; the first serves the variants too"
+    )
     add("--groups", default="", help="groups of checks to run, by comma; all by default")
     add("--work", type=Path, help="folder for checkpoints and logs; a temporary one by default")
     add("--record", type=Path, help="folder to write the key set of the model to, one file per variant")

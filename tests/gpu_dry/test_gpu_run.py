@@ -26,7 +26,7 @@ def test_options() -> None:
     assert (options.wheels, options.models, options.groups) == (Path("w"), ["tiny"], ["tiny", "tp2"])
     assert options.backend == "transformer_engine"
     assert options.limit < 600, "all checks end within ten minutes"
-    assert script.parse([]).models == ["tiny", "medium"]
+    assert script.parse([]).models == ["tiny", "medium", "omni"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_no_time_left_is_told(tmp_path: Path) -> None:
 def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     """Exit code and folder of a run on the CPU."""
     root = tmp_path_factory.mktemp("dry")
-    arguments = ["--backend", "reference", "--models", "tiny", "--groups", "machine,files,tiny,tp2"]
+    arguments = ["--backend", "reference", "--models", "tiny,omni", "--groups", "machine,files,tiny,omni,tp2"]
     return script.main([*arguments, "--work", str(root / "work"), "--summary", str(root / "summary.md")]), root
 
 
@@ -119,7 +119,16 @@ def test_dry_run(dry: tuple[int, Path]) -> None:
     text = (root / "summary.md").read_text()
     assert code == 0, text
     assert "Dry run: the reference model on the CPU, no GPU." in text
-    for name in ("files: tiny reference fp32", "tiny: forward", "tiny: export", "tp2: load", "tp2: export"):
+    for name in (
+        "files: tiny reference fp32",
+        "tiny: forward",
+        "tiny: export",
+        "omni: load",
+        "omni: forward",
+        "omni: live",
+        "tp2: load",
+        "tp2: export",
+    ):
         assert f"| {name} | passed |" in text
     assert "| machine: device | skipped |" in text
     assert str(root) not in text, "no paths of this machine"

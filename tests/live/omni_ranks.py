@@ -35,6 +35,7 @@ def omni_there_and_back(rank: int, source: str, target: str, assembly: str, buil
     for name, tensor in export(model, source):
         assert same_bits(tensor, originals[name]), name
         names.append(name)
+    assert sorted(names) == sorted(originals)
     saved = save_hf(model, target, reference=source)
     assert saved.left_out == ()
     return Seen(report, names, 0)
