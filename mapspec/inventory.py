@@ -2,8 +2,8 @@
 
 What a rank holds, as Megatron-Core's HybridModel lays it out (0.17 to 0.20):
 
-* first pipeline stage: the embedding; last: final norm, output layer, multi-token prediction blocks, and with those a
-  copy of the embedding, which feeds them;
+* first pipeline stage: the embedding, and encoders and projectors where the model has any; last: final norm, output
+  layer, multi-token prediction blocks, and with those a copy of the embedding, which feeds them;
 * decoder layers are numbered from 0 on every stage, experts from 0 on every expert-parallel rank;
 * a tied output layer has no weight of its own where the embedding is on the same stage, and holds a copy of the
   embedding otherwise;
@@ -77,13 +77,20 @@ class LocalTensor:
         return self.numel * itemsize(self.dtype)
 
 
-# Module names of HybridModel, alone or within a multimodal model.
-_LAYER = re.compile(r"((?:language_model\.)?decoder\.layers\.)(0|[1-9][0-9]*)(\..+)")
+# Module names of HybridModel, behind the prefix that a model of several parts has before them.
+_LAYER = re.compile(r"(decoder\.layers\.)(0|[1-9][0-9]*)(\..+)")
 _PLACES = {
-    "first": re.compile(r"(?:language_model\.)?embedding\."),
-    "last": re.compile(r"(?:language_model\.)?(?:decoder\.(?:final_norm|final_layernorm)|output_layer)\."),
-    "mtp": re.compile(r"(?:language_model\.)?mtp\."),
+    "first": re.compile(r"embedding\."),
+    "last": re.compile(r"(?:decoder\.(?:final_norm|final_layernorm)|output_layer)\."),
+    "mtp": re.compile(r"mtp\."),
 }
+_EMBEDDING = "embedding.word_embeddings.weight"
+
+
+def _language_prefix(table: Table) -> str:
+    """What stands before the names of the language model, which the word embeddings tell."""
+    names = (row.megatron for row in table.rows)
+    return next((name.removesuffix(_EMBEDDING) for name in names if name.endswith(_EMBEDDING)), "")
 
 
 def local_inventory(
@@ -107,21 +114,23 @@ def local_inventory(
         SpecError: MS408 where a parallel size does not divide what it cuts, MS450 for a tensor that belongs to no
             known stage, MS451 for layers that the model does not have.
     """
+    prefix = _language_prefix(table)
     staged = pp_layers is not None or not (first_stage and last_stage)
     if pp_layers is not None:
-        _check_layers(table, pp_layers)
-    predicts = last_stage and any(_PLACES["mtp"].match(row.megatron) for row in table.rows)
+        _check_layers(table, pp_layers, prefix)
+    predicts = last_stage and any(_PLACES["mtp"].match(row.megatron.removeprefix(prefix)) for row in table.rows)
     out = []
     for row in table.rows:
         tied_to = table.tied.get(row.megatron)
         if tied_to is not None and first_stage and last_stage:
             continue
-        if not owns(row, shard) or (staged and not _on_stage(row, pp_layers, first_stage, last_stage, predicts)):
+        stage = (prefix, pp_layers, first_stage, last_stage, predicts)
+        if not owns(row, shard) or (staged and not _on_stage(row, *stage)):
             continue
         name = local_name(row, shard)
-        found = _LAYER.fullmatch(name)
+        found = _LAYER.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
         if found is not None and pp_layers is not None:
-            name = f"{found[1]}{int(found[2]) - pp_layers.start}{found[3]}"
+            name = f"{prefix}{found[1]}{int(found[2]) - pp_layers.start}{found[3]}"
         shape = local_shape(row.forms, shard)
         source = table.by_megatron[tied_to] if tied_to is not None else row
         pattern = str(source.rule.megatron.pattern)
@@ -129,20 +138,24 @@ def local_inventory(
     return tuple(out)
 
 
-def _on_stage(row: Row, layers: range | None, first: bool, last: bool, predicts: bool) -> bool:
-    found = _LAYER.fullmatch(row.megatron)
+def _on_stage(row: Row, prefix: str, layers: range | None, first: bool, last: bool, predicts: bool) -> bool:
+    if not row.megatron.startswith(prefix):
+        return first  # encoders and projectors
+    name = row.megatron.removeprefix(prefix)
+    found = _LAYER.fullmatch(name)
     if found is not None:
         return layers is None or int(found[2]) in layers
     for place, pattern in _PLACES.items():
-        if pattern.match(row.megatron):
+        if pattern.match(name):
             return first or predicts if place == "first" else last
     message = f"`{row.megatron}` belongs to no pipeline stage that is known"
     help_ = "leave pipeline parallelism out, or add the module to mapspec.inventory"
     raise SpecError(Diagnostic("MS450", message, row.rule.span, help=help_))
 
 
-def _check_layers(table: Table, layers: range) -> None:
-    numbers = {int(found[2]) for row in table.rows if (found := _LAYER.fullmatch(row.megatron))}
+def _check_layers(table: Table, layers: range, prefix: str) -> None:
+    names = (row.megatron.removeprefix(prefix) for row in table.rows if row.megatron.startswith(prefix))
+    numbers = {int(found[2]) for name in names if (found := _LAYER.fullmatch(name))}
     absent = [layer for layer in layers if layer not in numbers]
     if absent or layers.step != 1:
         have = f"layers 0 to {max(numbers)}" if numbers else "no layers"

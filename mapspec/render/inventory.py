@@ -110,6 +110,8 @@ def _table(provider: Provider, version: tuple[int, int]) -> Table:
         "norms": str(fields.get("norms") or "fused"),
         "experts": "grouped" if fields.get("moe_grouped_gemm", True) else "sequential",
     }
+    if "assembly" in fields:
+        wanted["assembly"] = str(fields["assembly"])
     flavours = {name: choice for name, choice in wanted.items() if name in linked.flavours()}
     padded = provider.padded_vocab_size
     choices = Choices(flavours, version, padded if padded != fields["vocab_size"] else None)

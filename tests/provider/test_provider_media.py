@@ -16,6 +16,7 @@ from mapspec.errors import SpecError
 from mapspec.io.json_config import read_config
 from mapspec.live import load
 from mapspec.provider.provider import Provider
+from mapspec.render.inventory import inventory_of
 
 pytestmark = pytest.mark.megatron
 
@@ -91,6 +92,24 @@ def test_encoders_are_on_the_first_stage_only(checkpoints: dict[str, Path]) -> N
     assert parts(silent.provide()) == {"language_model", *TOWERS}
     with pytest.raises(SpecError, match="MS434"):
         provider.provide(vp_stage=0)
+
+
+@pytest.mark.parametrize("assembly", ["expanded", "llava"])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_inventory_is_what_the_model_holds(checkpoints: dict[str, Path], assembly: str, first: bool) -> None:
+    provider = Provider.from_hf(
+        checkpoints["omni"], backend="reference", assembly=assembly, moe_grouped_gemm=False,
+        pipeline_model_parallel_size=1 if first else 2,
+    )  # fmt: skip
+    (stage,) = inventory_of(provider, pp_rank=0 if first else 1).stages
+    one = Provider.from_hf(checkpoints["omni"], backend="reference", assembly=assembly, moe_grouped_gemm=False)
+    if first:
+        model: Any = one.provide()
+        held = {n: tuple(v.shape) for n, v in model.state_dict(keep_vars=True).items() if isinstance(v, torch.Tensor)}
+        assert {t.name: t.shape for t in stage.tensors} == held
+    else:
+        names = {t.name.removeprefix("llava_model.").partition(".")[0] for t in stage.tensors}
+        assert names == {"language_model"}
 
 
 @pytest.mark.parametrize(
