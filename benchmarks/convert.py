@@ -1,0 +1,195 @@
+"""How fast conversion is, as ratios to `cp` of the same bytes.
+
+    python benchmarks/convert.py [--scratch DIR] [--size-gb 3] [--rounds 5] [--only dense,moe,cold,others,startup,plan]
+
+Makes a dense checkpoint and one with thousands of experts in DIR (removed at the end), and runs rounds: in each, `cp`
+and then every method, each in a process of its own. A ratio is taken within a round. Printed: median, least and most of the
+ratios, median seconds, and peak anonymous memory. Warm: sources in the page cache, nothing synced. Cold: the page cache
+is dropped before each run (needs to be root) and results are synced, those of `cp` too. DIR needs three times the size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from checkpoints import CONFIGS, KINDS, lay_out, make
+
+HERE = Path(__file__).resolve().parent
+DROP = Path("/proc/sys/vm/drop_caches")
+PARTS = ("dense", "moe", "cold", "others", "startup", "plan")
+
+
+@dataclass
+class Results:
+    """What the rounds gave for one method."""
+
+    seconds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    peak_mb: float = 0.0
+
+
+def cp(source: Path, target: Path, fsync: bool) -> float:
+    """Seconds that `cp -r` takes, with the sync of what it wrote."""
+    began = time.perf_counter()
+    subprocess.run(["cp", "-r", str(source), str(target)], check=True)
+    if fsync:
+        subprocess.run(["sync", *(str(p) for p in target.rglob("*") if p.is_file())], check=True)
+    return time.perf_counter() - began
+
+
+def once(method: str, source: Path, target: Path, fsync: bool) -> tuple[float, float]:
+    """Seconds and peak memory in MB of one run in a fresh process."""
+    command = [sys.executable, str(HERE / "once.py"), method, str(source), str(target), *(["fsync"] if fsync else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{method} failed:\n{done.stderr}")
+    said = json.loads(done.stdout.splitlines()[-1])
+    return said["seconds"], said["peak_mb"]
+
+
+def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds: int, cold: bool) -> None:
+    """Rounds of `cp` and the runs (label, method, source), interleaved, and their table."""
+    sources = list(dict.fromkeys(source for _, _, source in runs))
+    found = {label: Results() for label, _, _ in runs}
+    for source in sources:
+        found[f"cp {source.name}"] = Results()
+    for _ in range(rounds):
+        base: dict[Path, float] = {}
+        for source in sources:
+            base[source] = _timed(lambda source=source: (cp(source, target, cold), 0.0), source, target, cold)[0]
+            found[f"cp {source.name}"].seconds.append(base[source])
+            found[f"cp {source.name}"].ratios.append(1.0)
+        for label, method, source in runs:
+            seconds, peak = _timed(lambda m=method, s=source: once(m, s, target, cold), source, target, cold)
+            result = found[label]
+            result.seconds.append(seconds)
+            result.ratios.append(seconds / base[source])
+            result.peak_mb = max(result.peak_mb, peak)
+    print(f"\n{title}: {rounds} rounds")
+    print(f"{'':<44}{'median':>8}{'least':>8}{'most':>8}{'seconds':>10}{'peak MB':>9}")
+    for label, result in found.items():
+        ratios = f"{statistics.median(result.ratios):>8.2f}{min(result.ratios):>8.2f}{max(result.ratios):>8.2f}"
+        print(f"{label:<44}{ratios}{statistics.median(result.seconds):>10.2f}{result.peak_mb:>9.0f}", flush=True)
+
+
+def _timed(run, source: Path, target: Path, cold: bool) -> tuple[float, float]:
+    """A run with the cache as it shall be, and its traces removed."""
+    shutil.rmtree(target, ignore_errors=True)
+    os.sync()  # what an earlier run left to be written is not this run's burden
+    if cold:
+        DROP.write_text("3")
+    else:
+        for path in source.rglob("*"):
+            if path.is_file():
+                subprocess.run(["cat", str(path)], stdout=subprocess.DEVNULL, check=True)
+    try:
+        return run()
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def checkpoint_runs(kind: str, root: Path, nbytes: int, others: bool) -> list[tuple[str, str, Path]]:
+    """Make a checkpoint of both sides; what is measured on them."""
+    hf, meg = root / f"{kind}-hf", root / f"{kind}-megatron"
+    if not hf.exists():
+        total, tensors = make(kind, hf, nbytes)
+        once("mapspec", hf, meg, True)
+        print(f"{kind}: {total / 1e9:.2f} GB, {tensors:,} tensors", flush=True)
+    runs = [
+        (f"{kind} Hugging Face -> torch_dist", "mapspec", hf),
+        (f"{kind} the same, chunks not cut", "mapspec_uncut", hf),
+        (f"{kind} torch_dist -> Hugging Face", "mapspec", meg),
+        (f"{kind} verify torch_dist (reads only)", "verify", meg),
+    ]
+    if others:
+        runs += [
+            (f"{kind} safetensors load + save", "safetensors", hf),
+            (f"{kind} torch DCP writer (with load)", "dcp", hf),
+            (f"{kind} megatron-core save (with load)", "megatron", hf),
+        ]
+    return runs
+
+
+def startup(root: Path, rounds: int) -> None:
+    """The command line on checkpoints of a few megabytes."""
+    make("dense", root / "tiny-source", 1)
+    config = json.loads((root / "tiny-source" / "config.json").read_text())
+    shutil.rmtree(root / "tiny-source")
+    config |= {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64, "mamba_num_heads": 8, "mamba_head_dim": 8}
+    (root / "tiny").mkdir()
+    lay_out(config | {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8}, root / "tiny")
+    python = [sys.executable, "-m", "mapspec"]
+    print(f"\nthe command on a checkpoint of a few MB, {rounds} rounds: seconds, median (least to most)")
+    for label, command in {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "mapspec plan": [*python, "plan", str(root / "tiny")],
+        "mapspec convert": [*python, "convert", str(root / "tiny"), str(root / "out"), "--overwrite"],
+        "mapspec verify": [*python, "verify", str(root / "out")],
+        "python -c 'import torch'": [sys.executable, "-c", "import torch"],
+    }.items():
+        times = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            times.append(time.perf_counter() - began)
+        print(f"{label:<44}{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})", flush=True)
+
+
+def planning(root: Path) -> None:
+    """Planning from the headers of published models, in this process."""
+    from mapspec.prepare import Request, prepare
+
+    print("\nplanning from headers, in process: seconds, median of 3 after one for warming up")
+    for name in ("nemotron-3-super-120b-a12b", "nemotron-3-ultra-550b-a55b"):
+        folder = root / name
+        folder.mkdir()
+        tensors = lay_out(json.loads((CONFIGS / f"{name}.json").read_text()), folder)
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            prepare(Request(folder)).require()
+            times.append(time.perf_counter() - began)
+        print(f"{name:<44}{statistics.median(times[1:]):.2f}   {tensors:,} tensors", flush=True)
+
+
+def main() -> None:
+    """Read the options, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch", type=Path, help="where the checkpoints are made; default: a temporary folder")
+    parser.add_argument("--size-gb", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of: {', '.join(PARTS)}")
+    options = parser.parse_args()
+    only = options.only.split(",")
+    nbytes = int(options.size_gb * 1e9)
+    cold = os.access(DROP, os.W_OK)
+    if "cold" in only and not cold:
+        print("cold runs are left out: the page cache cannot be dropped here")
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        root = Path(folder)
+        for kind in KINDS:
+            if kind in only:
+                runs = checkpoint_runs(kind, root, nbytes, "others" in only)
+                measure(f"{kind}, warm", runs, root / "out", options.rounds, cold=False)
+                if "cold" in only and cold:
+                    measure(f"{kind}, cold and synced", runs, root / "out", options.rounds, cold=True)
+                for made in (f"{kind}-hf", f"{kind}-megatron"):
+                    shutil.rmtree(root / made)
+        if "startup" in only:
+            startup(root, options.rounds)
+        if "plan" in only:
+            planning(root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""One measurement in a process of its own: `python benchmarks/once.py METHOD SOURCE DESTINATION [fsync]`.
+
+Prints JSON: seconds without imports, peak of anonymous memory (RssAnon, sampled) and that before the work began, in MB.
+`startup` is measured from outside. The other writers read with safetensors, as a converter that holds tensors in memory
+would, and their time includes that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def anonymous_mb() -> float:
+    """Anonymous memory of this process in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1e3
+    return 0.0
+
+
+def mapspec(source: Path, target: Path, fsync: bool) -> Callable[[], object]:
+    """`mapspec convert`, in whichever direction."""
+    import mapspec.convert as convert
+    from mapspec.prepare import Request
+
+    return lambda: convert.convert(Request(source), convert.Output(target, fsync=fsync))
+
+
+def mapspec_uncut(source: Path, target: Path, fsync: bool) -> Callable[[], object]:
+    """The same with one chunk per weight."""
+    import mapspec.convert as convert
+    from mapspec.cuts import Cuts
+    from mapspec.prepare import Request
+
+    return lambda: convert.convert(Request(source, cuts=Cuts(1)), convert.Output(target, fsync=fsync))
+
+
+def verify(source: Path, target: Path, fsync: bool) -> Callable[[], object]:
+    """`mapspec verify SOURCE`: one read of everything."""
+    from mapspec.intact import check_intact
+
+    def check() -> None:
+        assert check_intact(source).findings == ()
+
+    return check
+
+
+def _loaded(source: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    state: dict[str, Any] = {}
+    for file in sorted(source.glob("*.safetensors")):
+        state |= load_file(file)
+    return state
+
+
+def safetensors(source: Path, target: Path, fsync: bool) -> Callable[[], object]:
+    """load_file and save_file of each shard."""
+    from safetensors.torch import load_file, save_file
+
+    def run() -> None:
+        target.mkdir()
+        for file in sorted(source.glob("*.safetensors")):
+            save_file(load_file(file), target / file.name)
+            if fsync:
+                _sync(target / file.name)
+
+    return run
+
+
+def dcp(source: Path, target: Path, fsync: bool) -> Callable[[], object]:
+    """PyTorch's distributed checkpoint, two writer threads."""
+    import torch.distributed.checkpoint as dcp_
+
+    def run() -> None:
+        writer = dcp_.FileSystemWriter(target, thread_count=2, sync_files=fsync)
+        dcp_.save(_loaded(source), storage_writer=writer, no_dist=True)
+
+    return run
+
+
+def megatron(source: Path, target: Path, fsync: bool) -> Callable[[], object]:
+    """Megatron-Core's `dist_checkpointing.save`, which always syncs its files."""
+    from megatron.core.dist_checkpointing import ShardedTensor, save
+
+    from mapspec.backends.cpu_adapters import cpu_adapters
+    from mapspec.backends.reference_parallel import one_process_group
+
+    def run() -> None:
+        target.mkdir()
+        state = {key: ShardedTensor.from_rank_offsets(key, value) for key, value in _loaded(source).items()}
+        with cpu_adapters():
+            save(state, str(target))
+
+    group = one_process_group()
+    group.__enter__()
+    return run
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+METHODS = {f.__name__: f for f in (mapspec, mapspec_uncut, verify, safetensors, dcp, megatron)}
+
+
+def main() -> None:
+    """Run one method, watched."""
+    method, source, target, *more = sys.argv[1:]
+    run = METHODS[method](Path(source), Path(target), more == ["fsync"])
+    before = anonymous_mb()
+    peak, stop = [before], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            peak[0] = max(peak[0], anonymous_mb())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    began = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - began
+    stop.set()
+    watcher.join()
+    print(json.dumps({"seconds": seconds, "peak_mb": peak[0], "before_mb": before}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
