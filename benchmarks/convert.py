@@ -3,9 +3,10 @@
     python benchmarks/convert.py [--scratch DIR] [--size-gb 3] [--rounds 5] [--only dense,moe,cold,others,startup,plan]
 
 Makes a dense checkpoint and one with thousands of experts in DIR (removed at the end), and runs rounds: in each, `cp`
-and then every method, each in a process of its own. A ratio is taken within a round. Printed: median, least and most of the
-ratios, median seconds, and peak anonymous memory. Warm: sources in the page cache, nothing synced. Cold: the page cache
-is dropped before each run (needs to be root) and results are synced, those of `cp` too. DIR needs three times the size.
+and then every method, each in a process of its own. A ratio is taken within a round. Printed: median, least and most of
+the ratios, median seconds, and peak anonymous memory. Warm: sources in the page cache, nothing synced. Cold: the page
+cache is dropped before each run (needs to be root) and results are synced, those of `cp` too. DIR needs three times the
+size of a checkpoint.
 """
 
 from __future__ import annotations

@@ -397,11 +397,6 @@ CODES: dict[str, Code] = {
         "A file that should travel along, such as the tokenizer, cannot be copied.",
         "Check the file's permissions and the room on the disk.",
     ),
-    "MS725": Code(
-        "torch-missing",
-        "Values change their dtype on the way, which torch does; plain copies need none.",
-        'Install it: pip install "mapspec[convert]".',
-    ),
     "MS730": Code(
         "no-certificate",
         "The folder has no `mapspec.json` with digests, so it cannot be verified alone.",
@@ -451,6 +446,11 @@ CODES: dict[str, Code] = {
         "file-not-read",
         "A file of the checkpoint could not be read.",
         "Check the disk and the permissions, then verify again.",
+    ),
+    "MS740": Code(
+        "memory-bound",
+        "The conversion cannot stay below the memory that `--max-memory` allows.",
+        "Allow what the message says; `mapspec plan` prints how much a conversion takes, and why.",
     ),
     "MS750": Code(
         "no-live-model",

@@ -12,7 +12,6 @@ import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +24,7 @@ from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError
 from mapspec.io.opened import changed
 from mapspec.journal import Journal, Leftover, finished_in
+from mapspec.memory import workers_within
 from mapspec.outputs import Copy, Output, Work, file_count, lay_out
 from mapspec.prepare import Prepared, Request, prepare
 from mapspec.progress import NoProgress, Progress
@@ -83,7 +83,7 @@ def convert(request: Request, output: Output, progress: Progress | None = None, 
     team = team or Team()
     with team.together():
         prepared = prepare(request).require()
-        _check_packages(prepared)
+        threads = workers_within(prepared, output.threads, output.max_memory)
         identity = conversion_identity(prepared, output)
     _agree(team, identity)
     with ExitStack() as stack:
@@ -115,7 +115,7 @@ def convert(request: Request, output: Output, progress: Progress | None = None, 
                 remove_others(begun.folder, begun.finished)
                 for name in (work.carried, *(copy.folder for copy in work.copies)):
                     (begun.folder / name).mkdir(parents=True, exist_ok=True)
-        copied = _copy(team, prepared, output, work, begun, journal, progress)
+        copied = _copy(team, prepared, replace(output, threads=threads), work, begun, journal, progress)
         carried: tuple[str, ...] = ()
         with team.together():
             if team.rank != 0:
@@ -126,14 +126,6 @@ def convert(request: Request, output: Output, progress: Progress | None = None, 
         with team.together():
             stack.close()
     return Converted(prepared, output.destination, copied, carried, time.monotonic() - began, len(begun.finished))
-
-
-def _check_packages(prepared: Prepared) -> None:
-    casts = [step for step in prepared.plan.steps if step.kind == "cast"]
-    if casts and find_spec("torch") is None:
-        help_ = 'pip install "mapspec[convert]", or leave --dtype and --cast out'
-        message = f"casting {casts[0].detail} is done by torch, which is not installed"
-        raise ConvertError(Diagnostic("MS725", message, where=str(prepared.source.path), help=help_))
 
 
 def _agree(team: Team, identity: Mapping[str, Any]) -> None:

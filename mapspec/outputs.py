@@ -65,6 +65,7 @@ class Output:
     resume: bool = False
     recheck: bool = False
     keep: bool = True
+    max_memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

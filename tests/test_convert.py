@@ -465,15 +465,6 @@ def test_no_space_left(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert listing(tmp_path) == ["hf"]
 
 
-def test_casts_without_torch(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mapspec.convert.find_spec", lambda name: None)
-    with pytest.raises(ConvertError) as caught:
-        convert(Request(source, dtype="float32"), Output(tmp_path / "out"))
-    assert caught.value.diagnostics[0].code == "MS725"
-    assert listing(tmp_path) == ["hf"]
-    convert(Request(source), Output(tmp_path / "out"))
-
-
 def test_source_already_on_that_side(source: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="already is a Hugging Face checkpoint"):
         prepare(Request(source, to="hf"))

@@ -22,6 +22,7 @@ from xxhash import xxh3_128
 
 from mapspec.copy import FileDone, execute, first_difference, jobs_of, read_tensor
 from mapspec.copying import gather, worker
+from mapspec.copying.casts import caster
 from mapspec.copying.gather import UNSIGNED
 from mapspec.copying.pieces import BoxIndex, intersect
 from mapspec.copying.source import SourceFiles
@@ -279,6 +280,24 @@ def test_casts_round_as_torch_does(tmp_path: Path, before: str, after: str) -> N
     done = copy_one(tmp_path, source, after, [((0, 30), (0, 48)), ((30, 65), (0, 48))], ["x", "y"])
     expected = values.to(getattr(torch, after)).view(torch.uint8).numpy().view(UNSIGNED[itemsize(after)])
     np.testing.assert_array_equal(read_tensor(done, tmp_path / "out"), expected)
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(FLOATS, 2)))
+def test_casts_of_every_pattern(before: str, after: str) -> None:
+    """All 65,536 patterns of the small dtypes, random and halfway ones of the large, against torch."""
+    import torch
+
+    small, large = UNSIGNED[itemsize(before)], itemsize(before) > 2
+    bits = random_bits(6, (1 << 16,), before) if large else np.arange(1 << 16, dtype=small)
+    if large:  # just between two neighbours in a smaller dtype, and a little to either side
+        wide = random_bits(7, (1 << 12,), "float16").view(np.float16).astype(f"f{itemsize(before)}")
+        near = [wide * (1 + sign * 2.0**-n) for n in (9, 12, 24, 40) for sign in (-1, 1)]
+        bits = np.concatenate([bits, *(values.astype(wide.dtype).view(small) for values in near)])
+    theirs = torch.from_numpy(bits.view(np.uint8)).view(getattr(torch, before)).to(getattr(torch, after))
+    ours = torch.from_numpy(caster(before, after)(bits).view(np.uint8)).view(getattr(torch, after))
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    same = ours.view(torch.uint8).reshape(len(bits), -1) == theirs.view(torch.uint8).reshape(len(bits), -1)
+    assert bool((same.all(1) | theirs.isnan()).all())
 
 
 def test_scalar_is_cast_and_integers_are_not(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ LAYERS = (
     ("certificate",),
     ("beside",),
     ("prepare",),
+    ("memory",),
     ("outputs", "team", "shares"),
     ("resume", "gloo_team"),
     ("convert", "verify", "intact", "inventory", "keys", "diff"),

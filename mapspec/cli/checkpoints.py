@@ -79,6 +79,10 @@ def convert(
     threads: Annotated[
         int | None, typer.Option(help="Copying threads of each process. Default: by file system.", min=1)
     ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="Bound for the memory of a process, for example 300MB; `plan` says what it takes."),
+    ] = None,
     progress: Annotated[ProgressMode, typer.Option(help="Progress on stderr.")] = ProgressMode.AUTO,
     format: FormatOpt = Format.TEXT,
 ) -> None:
@@ -97,6 +101,7 @@ def convert(
         resume=resume,
         recheck=recheck,
         keep=keep,
+        max_memory=None if max_memory is None else parse_size(max_memory, "--max-memory"),
     )
     request = make_request(
         source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config,

@@ -252,11 +252,11 @@ def parse_iteration(text: str) -> int:
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "--max-shard-size") -> int:
     number = text.rstrip("BbKkMmGgTtIi ")
     unit = text[len(number) :].strip().upper()
     if unit not in _UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
-        raise typer.BadParameter(f"`{text}` is no size; write for example 5GB", param_hint="--max-shard-size")
+        raise typer.BadParameter(f"`{text}` is no size; write for example 5GB", param_hint=option)
     return int(float(number) * _UNITS[unit])
 
 

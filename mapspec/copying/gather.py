@@ -15,23 +15,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mapspec.copying.casts import CASTABLE, caster
 from mapspec.copying.pieces import BoxIndex, Piece, dense_strides
 from mapspec.copying.source import SourceFiles
 from mapspec.tensors import Box, box_shape, itemsize, numel
 
-__all__ = ["CASTABLE", "UNSIGNED", "Gather", "Scratch"]
+__all__ = ["SCRATCH_BYTES", "UNSIGNED", "Gather", "Scratch"]
 
 type Array = npt.NDArray[Any]
 
 # Unsigned integers stand for elements of any dtype of that size: bits are moved, never interpreted.
 UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-CASTABLE = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 # Measured: rows put together out of slabs want blocks of 1 MiB, as does everything that is copied straight. Cutting
 # rows into slabs wants to read more than that at once, so that what is written to each slab is not too short.
 _BLOCK = 1 << 20
 _SMALLEST = 1 << 16
 _STAGE = 4 << 20
+# What one worker takes at most: the block, the staging memory and what numpy makes on the way; values before a cast.
+SCRATCH_BYTES = {"gather": 3 * _STAGE, "cast": 6 * _STAGE}
 # A run with this much distance to the next is read by itself; closer ones are read together with what is between.
 _FAR = 1 << 16
 
@@ -94,7 +96,7 @@ class Gather:
         changing = {piece.dtype for piece in pieces if piece.file is not None and piece.dtype != dtype}
         if changing and not (changing | {dtype}) <= CASTABLE:
             raise AssertionError(f"no cast from {sorted(changing)} to {dtype}")
-        self._cast: dict[str, Callable[[Array], Array]] = {source: _caster(source, dtype) for source in changing}
+        self._cast: dict[str, Callable[[Array], Array]] = {source: caster(source, dtype) for source in changing}
 
     def blocks(self) -> Iterator[tuple[Box, int, int]]:
         """Boxes in the order of their bytes, each with its offset in the destination box and its length in bytes."""
@@ -187,20 +189,3 @@ def _read(place: Array, piece: Piece, start: int, files: SourceFiles, scratch: S
     axis, half = kept[0], shape[0] // 2
     _read(place[(slice(None),) * axis + (slice(0, half),)], piece, start, files, scratch)
     _read(place[(slice(None),) * axis + (slice(half, None),)], piece, start + half * strides[0], files, scratch)
-
-
-def _caster(source: str, target: str) -> Callable[[Array], Array]:
-    """A function from bits of `source` to bits of `target`, rounding to nearest even as torch does."""
-    # torch takes seconds to import and 190 MB; most conversions cast nothing.
-    import torch
-
-    from_type, to_type = getattr(torch, source), getattr(torch, target)
-    bits = UNSIGNED[itemsize(target)]
-
-    def cast(values: Array) -> Array:
-        # viewed as bytes, because torch has no tensor type for some unsigned integers
-        flat = torch.from_numpy(values.reshape(-1).view(np.uint8)).view(from_type)
-        result: Array = flat.to(to_type).view(torch.uint8).numpy().view(bits).reshape(values.shape)
-        return result
-
-    return cast

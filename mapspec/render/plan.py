@@ -14,6 +14,7 @@ from mapspec.cuts import read_by_rank
 from mapspec.errors import SpecError
 from mapspec.intact import Checked
 from mapspec.io.remote import RemotePath
+from mapspec.memory import memory_of
 from mapspec.plan import Plan
 from mapspec.prepare import Prepared
 from mapspec.render.findings import render_findings, shorten
@@ -47,6 +48,7 @@ def render_plan(prepared: Prepared, format: str = "text") -> str:
         f"result    {len(plan.targets):,} tensors, {human_bytes(_target_bytes(plan))}"
         + (f", {len(plan.table.objects):,} empty extra-state objects" if prepared.to == "megatron" else ""),
         *_chunks(prepared),
+        _memory(prepared),
         f"reading   {reading(prepared)}",
         "",
         draw_grid(("source", "", "target", "tensors", "rule"), _plan_rows(plan), format),
@@ -75,6 +77,15 @@ def _chunks(prepared: Prepared) -> list[str]:
         share = read / owned if owned else 1.0
         return [f"chunks    {chunks:,}; a rank at {rank} owns {human_bytes(owned)} and reads {share:.2f} x that"]
     return [f"chunks    {chunks:,}"]
+
+
+def _memory(prepared: Prepared) -> str:
+    memory = memory_of(prepared)
+    threads = f"{memory.workers} thread{'s' if memory.workers != 1 else ''}"
+    return (
+        f"memory    at most {human_bytes(memory.total)}: {human_bytes(memory.base)} Python and its modules, "
+        f"{human_bytes(memory.tables)} tables, {threads} of {human_bytes(memory.worker)}"
+    )
 
 
 def _target_bytes(plan: Plan) -> int:
@@ -174,6 +185,7 @@ def _plan_json(prepared: Prepared) -> dict[str, Any]:
         "to": plan.target_surface,
         "flavours": dict(plan.table.bound.flavours),
         "bytes": plan.nbytes,
+        "peak_memory": memory_of(prepared).total,
         "reading": access_json(prepared),
         "targets": [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in plan.targets],
         "pieces": rows,

@@ -1,0 +1,84 @@
+"""How much memory a conversion takes at most, computed from its plan.
+
+Three things take memory: Python with what is imported, tables about tensors and chunks, and the buffers of the workers.
+None of them grows with the size of a tensor. The numbers are upper bounds for anonymous memory, measured on plans of up
+to 50,000 tensors and 400,000 chunks; the page cache is not counted, the kernel takes it back when it needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from mapspec.amounts import human_bytes
+from mapspec.copying.gather import SCRATCH_BYTES
+from mapspec.diagnostics import Diagnostic
+from mapspec.errors import ConvertError
+from mapspec.prepare import Prepared
+
+__all__ = ["Memory", "memory_of", "workers_within"]
+
+_MB = 10**6
+_PYTHON = 50 * _MB
+_PER_TENSOR = 2400
+_PER_CHUNK = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of anonymous memory that a process takes at most.
+
+    Attributes:
+        base: Python and its modules.
+        tables: what is known of tensors and chunks.
+        worker: buffers of one copying thread.
+        workers: how many threads there are.
+    """
+
+    base: int
+    tables: int
+    worker: int
+    workers: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.base + self.tables + self.workers * self.worker
+
+
+def memory_of(prepared: Prepared, threads: int | None = None) -> Memory:
+    """What a conversion takes with that many threads, by default one for each usable core."""
+    plan = prepared.plan
+    casts = any(step.kind == "cast" for step in plan.steps)
+    chunks = sum(len(target.boxes) for target in plan.targets)
+    return Memory(
+        _PYTHON,
+        _PER_TENSOR * len(prepared.source.tensors) + _PER_CHUNK * chunks,
+        SCRATCH_BYTES["cast" if casts else "gather"],
+        threads or len(os.sched_getaffinity(0)),
+    )
+
+
+def workers_within(prepared: Prepared, threads: int | None, most: int | None) -> int:
+    """How many threads may copy so that the process stays below `most` bytes.
+
+    Args:
+        threads: as many as are wanted; by default one for each usable core.
+
+    Raises:
+        ConvertError: MS740 where not even one thread fits.
+    """
+    memory = memory_of(prepared, threads)
+    if most is None or memory.total <= most:
+        return memory.workers
+    room = most - memory.base - memory.tables
+    if room < memory.worker:
+        least = memory.base + memory.tables + memory.worker
+        message = (
+            f"one thread takes up to {human_bytes(least)} ({human_bytes(memory.base)} for Python and its modules, "
+            f"{human_bytes(memory.tables)} to know every tensor, {human_bytes(memory.worker)} of buffers), "
+            f"which is more than the {human_bytes(most)} of --max-memory"
+        )
+        help_ = f"allow --max-memory {-(-least // _MB)}MB; dividing the work over processes does not make this less"
+        raise ConvertError(Diagnostic("MS740", message, where=str(prepared.source.path), help=help_))
+    return min(memory.workers, room // memory.worker)
