@@ -38,7 +38,7 @@ def choose_mapping(config: Mapping[str, Any], *, where: str, spec: str | None = 
         f"no mapping lists {', '.join(f'`{a}`' for a in wanted)}" if wanted else "the config names no `architectures`"
     )
     hint = next((h for a in wanted if (h := nearest(a, listed))), None)
-    help_ = f"there are: {known}; name a mapping with --spec, or write one (docs/variant.md)"
+    help_ = f"there are: {known}; name a mapping with --spec, or begin one with `mapspec new`"
     raise SpecError(Diagnostic("MS409", message, where=where, hint=hint, help=help_))
 
 

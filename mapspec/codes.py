@@ -679,4 +679,9 @@ CODES: dict[str, Code] = {
         "`mapspec new` was given a Megatron-Core checkpoint; a variant is told by the names on the Hugging Face side.",
         "Give the Hugging Face folder with --keys, or none.",
     ),
+    "MS866": Code(
+        "old-spelling",
+        "A spec uses a key under a name that it had in an earlier release.",
+        "Run `mapspec migrate` on the file; comments and layout stay.",
+    ),
 }

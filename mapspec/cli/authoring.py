@@ -1,4 +1,4 @@
-"""Commands for whoever writes specs: new, fmt, keys."""
+"""Commands for whoever writes specs: new, fmt, migrate, keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from mapspec.cli.app import app
 from mapspec.cli.options import Format, FormatOpt, SpecPathsArg, given_specs
 
-__all__ = ["fmt", "keys", "new"]
+__all__ = ["fmt", "keys", "migrate", "new"]
 
 
 @app.command()
@@ -59,6 +59,31 @@ def fmt(
         raise typer.Exit(1)
     if not changed:
         typer.echo(f"{len(done)} spec{'s' if len(done) != 1 else ''} in canonical form")
+
+
+@app.command()
+def migrate(
+    paths: SpecPathsArg = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; show the difference and exit with 1.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Write nothing; show the difference.")] = False,
+) -> None:
+    """Bring specs in an older spelling up to date. Comments and layout stay."""
+    from mapspec.authoring.migrate import migrate_files
+    from mapspec.render.findings import render_findings, shorten
+
+    done = migrate_files(given_specs(paths))
+    changed = [file for file in done if file.before != file.after]
+    for file in changed:
+        if check or diff:
+            typer.echo(file.diff)
+        else:
+            file.path.write_text(file.after, encoding="utf-8", newline="\n")
+            typer.echo(f"migrated {shorten(str(file.path))}")
+    if check and changed:
+        typer.echo("\n" + render_findings([finding for file in changed for finding in file.found]))
+        raise typer.Exit(1)
+    if not changed:
+        typer.echo(f"{len(done)} spec{'s' if len(done) != 1 else ''} up to date, nothing to migrate")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mapspec._version import __version__
 from mapspec.diagnostics import Diagnostic, Span, nearest
 from mapspec.errors import SpecError
 from mapspec.schema import provider_v1, v1
 from mapspec.schema.export import export
 from mapspec.text import Path_, Tree
 
-__all__ = ["API_VERSIONS", "KINDS", "GrammarError", "json_schema", "schema_text", "validate"]
+__all__ = ["API_VERSIONS", "KINDS", "GrammarError", "check_version", "json_schema", "schema_text", "validate"]
 
 API_VERSIONS = ("mapspec/v1",)
 KINDS: dict[str, type[BaseModel]] = {"Mapping": v1.Mapping, "Provider": provider_v1.Provider}
@@ -35,11 +37,7 @@ def validate[M: BaseModel](tree: Tree, model: type[M]) -> M:
     Raises:
         SpecError: every mistake of the document, each with its place (MS003, MS101 to MS105).
     """
-    version = tree.data.get("apiVersion")
-    if version is not None and version not in API_VERSIONS:
-        message = f"`{version}` is no grammar that this mapspec reads"
-        help_ = f"this release reads {', '.join(API_VERSIONS)}; a newer file needs a newer mapspec"
-        raise SpecError(Diagnostic("MS003", message, tree.span(("apiVersion",)), help=help_))
+    check_version(tree)
     kind = next((k for k, m in KINDS.items() if m is model), None)
     if kind and tree.data.get("kind") not in (kind, None):
         given = str(tree.data["kind"])
@@ -51,6 +49,24 @@ def validate[M: BaseModel](tree: Tree, model: type[M]) -> M:
         schema = json_schema(kind) if kind else model.model_json_schema()
         found = _diagnostics(error.errors(), tree, schema)
         raise GrammarError(found, [_path_in_text(e["loc"], tree.data) for e in error.errors()]) from None
+
+
+def check_version(tree: Tree) -> None:
+    """Refuse a document of a grammar that this release does not read.
+
+    Raises:
+        SpecError: MS003, with the release that reads it where that is known.
+    """
+    version = tree.data.get("apiVersion")
+    if version is None or version in API_VERSIONS:
+        return
+    message = f"`{version}` is no grammar that this mapspec reads"
+    reads = f"this is mapspec {__version__}, which reads {', '.join(API_VERSIONS)}"
+    numbered = re.fullmatch(r"mapspec/v(\d+)", str(version))
+    hint = None if numbered else nearest(str(version), API_VERSIONS)
+    # A grammar comes with the release of its number.
+    help_ = f"mapspec {numbered[1]}.0 or later reads it; {reads}" if numbered else reads
+    raise SpecError(Diagnostic("MS003", message, tree.span(("apiVersion",)), hint=hint, help=help_))
 
 
 class GrammarError(SpecError):

@@ -156,14 +156,20 @@ def _acme(folder: Path) -> None:
     _change_config(folder, architectures=["AcmeHForCausalLM"], use_qk_norm=True)
     configs = folder.parent / "configs"
     configs.mkdir()
-    shutil.copyfile(folder / "config.json", configs / "acme-h-tiny.json")
+    shutil.copyfile(folder / "config.json", configs / "acme_h.json")
+
+
+def _odd_h(folder: Path) -> None:
+    """The same with parameters that nobody knows."""
+    _acme(folder)
+    shutil.rmtree(folder.parent / "configs")
+    tensors = load_file(folder / "model.safetensors")
+    sinks = {f"{place}.mixer.sinks": torch.rand(64) for place in ("transformer.blocks.2", "mtp.layers.0")}
+    save_file({**tensors, **sinks}, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _more_specs(folder: Path, body: str) -> None:
-    """For docs/variant.md: the spec where MAPSPEC_PATH finds it, and specs with the mistakes that the page shows."""
-    found_by_name = folder / "my-specs" / "mappings" / "acme_h.yaml"
-    found_by_name.parent.mkdir(parents=True)
-    found_by_name.write_text(body)
+    """For docs/variant.md: specs with the mistakes that the page shows."""
     body = body.replace("[AcmeHForCausalLM]", "[]")
     (folder / "with-typo.yaml").write_text(body.replace("[head]", "[heads]", 1))
     (folder / "with-overlap.yaml").write_text(body.replace("mixer.k_norm", "mixer.q_norm"))
@@ -181,7 +187,7 @@ FOLDERS: Mapping[str, Mapping[str, tuple[str, Callable[[Path], None] | None]]] =
         "tied": ("tied", None),
     },
     "docs/cluster.md": {"my-model": ("moe", None)},
-    "docs/variant.md": {"acme-tiny": ("mtp1", _acme)},
+    "docs/variant.md": {"odd-tiny": ("mtp1", _odd_h), "acme-tiny": ("mtp1", _acme)},
     "docs/providers.md": {"my-model": ("mtp1", None), "odd": ("moe", _odd), "biased": ("moe", _biased)},
     "docs/live.md": {"my-model": ("mtp1", None)},
     "docs/megatron_lm.md": {"my-model": ("mtp1", None), "converted": ("mtp1", _converted)},
@@ -274,7 +280,7 @@ def test_every_option_of_the_pages_exists() -> None:
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         # Options of other programs stand there too.
-        others = {"--load", "--check", "--update-golden"}
+        others = {"--load", "--update-golden", "--stdio", "--install-completion"}
         if page == "docs/megatron_lm.md":  # a test of its own reads them
             continue
         if page == "docs/cluster.md":  # those of torchrun, srun and sbatch
