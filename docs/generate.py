@@ -1,4 +1,4 @@
-"""Write the generated parts of the documentation: the key reference of the spec language, out of its Pydantic models.
+"""Write the generated parts of the documentation: the key reference of the spec language, and the table of codes.
 
     python docs/generate.py            write
     python docs/generate.py --check    exit 1 if something is out of date
@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mapspec.codes import CODES
 from mapspec.schema import v1
 
 DOCS = Path(__file__).resolve().parent
@@ -131,8 +132,34 @@ def _key_form(node: dict[str, Any]) -> str:
     return _FORMS.get(node.get("propertyNames", {}).get("pattern", ""), "text")
 
 
+# Hundreds of codes, as `mapspec.codes` orders them.
+_RANGES = {
+    "MS0": "Text of a spec", "MS1": "Grammar", "MS2": "Names and expressions", "MS3": "Linking",
+    "MS4": "Config and provider", "MS5": "Coverage and proof", "MS6": "Files of checkpoints",
+    "MS7": "Conversion and live models", "MS8": "Verification and authoring", "DC": "Changes that `mapspec diff` finds",
+}  # fmt: skip
+
+
+def codes() -> str:
+    """One table per range of codes."""
+    sections = []
+    for prefix, title in _RANGES.items():
+        rows = [(code, entry) for code, entry in sorted(CODES.items()) if code.startswith(prefix)]
+        lines = [f"### {title}", "", "| code | name | what it means | what to do |", "|---|---|---|---|"]
+        lines += [f"| `{code}` | {e.name} | {_cell(e.what)} | {_cell(e.fix)} |" for code, e in rows]
+        sections.append("\n".join(lines))
+    left = [code for code in CODES if not code.startswith(tuple(_RANGES))]
+    assert not left, f"codes outside all ranges: {left}"
+    return "\n\n".join(sections)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 PARTS: dict[str, tuple[Path, Callable[[], str]]] = {
     "spec-reference": (DOCS / "spec_reference.md", spec_reference),
+    "codes": (DOCS / "codes.md", codes),
 }
 
 

@@ -190,6 +190,8 @@ FOLDERS: Mapping[str, Mapping[str, tuple[str, Callable[[Path], None] | None]]] =
     "docs/variant.md": {"odd-tiny": ("mtp1", _odd_h), "acme-tiny": ("mtp1", _acme)},
     "docs/providers.md": {"my-model": ("mtp1", None), "odd": ("moe", _odd), "biased": ("moe", _biased)},
     "docs/live.md": {"my-model": ("mtp1", None)},
+    "docs/start.md": {"my-model": ("mtp1", None)},
+    "docs/megatron_bridge.md": {"my-model": ("mtp1", None)},
     "docs/megatron_lm.md": {"my-model": ("mtp1", None), "converted": ("mtp1", _converted)},
     "docs/verify.md": {
         "my-model": ("mtp1", None),
