@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mapspec.codes import CODES
+from mapspec.diff.codes import DIFF_CODES
 from mapspec.schema import v1
 
 DOCS = Path(__file__).resolve().parent
@@ -142,13 +143,14 @@ _RANGES = {
 
 def codes() -> str:
     """One table per range of codes."""
+    all_codes = {**CODES, **DIFF_CODES}
     sections = []
     for prefix, title in _RANGES.items():
-        rows = [(code, entry) for code, entry in sorted(CODES.items()) if code.startswith(prefix)]
+        rows = [(code, entry) for code, entry in sorted(all_codes.items()) if code.startswith(prefix)]
         lines = [f"### {title}", "", "| code | name | what it means | what to do |", "|---|---|---|---|"]
         lines += [f"| `{code}` | {e.name} | {_cell(e.what)} | {_cell(e.fix)} |" for code, e in rows]
         sections.append("\n".join(lines))
-    left = [code for code in CODES if not code.startswith(tuple(_RANGES))]
+    left = [code for code in all_codes if not code.startswith(tuple(_RANGES))]
     assert not left, f"codes outside all ranges: {left}"
     return "\n\n".join(sections)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from mapspec.choose import listed_architectures
 from mapspec.errors import SpecError
-from mapspec.provider.resolve import Resolved, resolve_provider
+from mapspec.provider.configs import resolve_configs
+from mapspec.provider.resolve import Resolved, ResolvedField, resolve_provider
 from mapspec.provider.spec import choose_provider
 from mapspec.render.html.spots import Spots
 
@@ -27,16 +28,25 @@ def provider_data(config: Mapping[str, Any], spots: Spots, *, where: str) -> dic
 
 
 def resolved_data(resolved: Resolved, spots: Spots) -> dict[str, Any]:
-    """`name`, `fields` as `[name, value, origin, when, source, place]`, and keys `[key, why]` that give none."""
+    """`name`, `fields` as `[name, value, origin, when, source, place]`, and keys `[key, why]` that give none.
+
+    `parts` has the same for the configs of a model's parts: `[name, about, fields of its own]`.
+    """
     meta = resolved.spec.model.metadata
+    configs = resolve_configs(resolved.spec, resolved.values(), resolved.overrides)
     return {
         "name": f"{meta.name} {meta.version}",
-        "fields": [
-            [name, field_value(f.value), f.origin, f.group, f.source(), spots.at(f.span)]
-            for name, f in sorted(resolved.fields.items())
-        ],
+        "fields": _fields(resolved.fields, spots),
+        "parts": [[c.name, c.about, _fields(c.fields, spots)] for c in configs.values()],
         "unused": [[key, why] for key, why in sorted(resolved.unused.items())],
     }
+
+
+def _fields(fields: Mapping[str, ResolvedField], spots: Spots) -> list[list[Any]]:
+    return [
+        [name, field_value(f.value), f.origin, f.group, f.source(), spots.at(f.span)]
+        for name, f in sorted(fields.items())
+    ]
 
 
 def field_value(value: Any) -> str:
