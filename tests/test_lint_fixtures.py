@@ -20,11 +20,16 @@ import pytest
 from mapspec.codes import CODES
 from mapspec.diagnostics import Diagnostic
 from mapspec.lint import lint
+from mapspec.provider.lint import lint_provider
 from mapspec.render.findings import render_findings
 
 FOLDER = Path(__file__).parent / "lint"
 FIXTURES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "base.yaml")
 BROKEN = [path for path in FIXTURES if not path.name.startswith("good_")]
+
+
+def _lint(paths: list[Path]) -> list[Diagnostic]:
+    return lint(paths, others={"Provider": lint_provider})
 
 
 def _comments(path: Path, key: str) -> list[str]:
@@ -40,7 +45,7 @@ def _where(finding: Diagnostic, path: Path) -> str:
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
 def test_says_what_is_wrong_once_and_nothing_else(path: Path) -> None:
-    found = lint([path])
+    found = _lint([path])
     expected = [line for line in _comments(path, "expect") if line != "nothing"]
     assert [_where(d, path) for d in found] == expected, "\n" + render_findings(found)
 
@@ -62,7 +67,7 @@ def test_the_near_twin_without_the_mistake_has_no_findings(path: Path, tmp_path:
     shutil.copy(FOLDER / "base.yaml", tmp_path / "base.yaml")
     twin = tmp_path / path.name
     twin.write_text(_repaired(path), encoding="utf-8")
-    found = lint([twin, tmp_path / "base.yaml"])
+    found = _lint([twin, tmp_path / "base.yaml"])
     assert not found, "\n" + render_findings(found)
 
 
@@ -78,13 +83,13 @@ def test_almost_every_fixture_has_a_near_twin() -> None:
 
 
 def test_findings_of_all_files_of_a_run_are_collected() -> None:
-    found = lint([FOLDER / "MS202_dim.yaml", FOLDER / "MS001_tab.yaml", FOLDER / "MS412_mount.yaml"])
+    found = _lint([FOLDER / "MS202_dim.yaml", FOLDER / "MS001_tab.yaml", FOLDER / "MS412_mount.yaml"])
     assert [d.code for d in found] == ["MS001", "MS202", "MS412"]
 
 
 @pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
 def test_messages_say_what_is_wrong_in_one_plain_line(path: Path) -> None:
-    for finding in lint([path]):
+    for finding in _lint([path]):
         assert "\n" not in finding.message
         assert not re.search(r"\b(invalid|failed|error|sorry)\b", finding.message, re.IGNORECASE), finding.message
         assert finding.message.count("`") % 2 == 0, finding.message
@@ -97,21 +102,22 @@ SHOWN = [
     "MS001_flow_hole", "MS002_rule_twice", "MS003_api_version", "MS101_rule", "MS102_dtype", "MS103_hf",
     "MS104_shape_sum", "MS201_side_by_side", "MS202_axis", "MS202_two_sections", "MS204_sign", "MS206_function",
     "MS207_shared_flavour", "MS301_include_two", "MS303_two", "MS306_major", "MS308_unused", "MS401_needed_thrice",
-    "MS403_symbol", "MS412_in_default", "MS501_in_every_layer", "MS501_one_flavour", "MS502_hole_missing",
+    "MS403_symbol", "MS412_in_default", "MS428_config_value", "MS501_in_every_layer", "MS501_one_flavour",
+    "MS502_hole_missing",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_rendered_findings(name: str, golden: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER)
-    golden(f"findings/{name}.txt", render_findings(lint([FOLDER / f"{name}.yaml"])) + "\n")
+    golden(f"findings/{name}.txt", render_findings(_lint([FOLDER / f"{name}.yaml"])) + "\n")
 
 
 @pytest.mark.parametrize("format", ["concise", "json"])
 def test_other_formats(format: str, golden: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER)
     names = ("MS202_two_sections", "MS308_unused", "MS501_one_flavour")
-    text = render_findings(lint([Path(f"{name}.yaml") for name in names]), format)
+    text = render_findings(_lint([Path(f"{name}.yaml") for name in names]), format)
     golden(f"findings/{format}.txt", text.replace(str(FOLDER), ".") + "\n")
 
 
@@ -139,7 +145,7 @@ def test_reading_on_after_a_mistake_of_grammar_adds_no_finding_of_its_own(tmp_pa
             continue
         path = tmp_path / f"line_{number}.yaml"
         path.write_text("\n".join(broken) + "\n", encoding="utf-8")
-        found = lint([path])
+        found = _lint([path])
         assert [d.code for d in found] == ["MS101"], f"line {number}: {line}\n{render_findings(found)}"
         tried += 1
     assert tried > 20

@@ -30,9 +30,11 @@ def lint_provider(path: Path) -> list[Diagnostic]:
     spec = read_provider(path)
     found: list[Diagnostic] = [*_unused(spec)]
     made: set[str] = set()
+    resolved_all = bool(spec.model.metadata.references)
     for i, (name, file) in enumerate(reference_configs(spec.document)):
         if isinstance(file, Diagnostic):
             found.append(file)
+            resolved_all = False
             continue
         try:
             config = read_config(file)
@@ -40,6 +42,7 @@ def lint_provider(path: Path) -> list[Diagnostic]:
             made |= set(resolve_configs(spec, resolved.values()))
         except MapspecError as error:
             found += [d.with_note(f"for the reference config `{name}`") for d in error.diagnostics]
+            resolved_all = False
             continue
         back = to_hf_config(spec, resolved.values(), reference=config)
         before, after = dict(leaves(config, spec.parts)), dict(leaves(back, spec.parts))
@@ -47,7 +50,7 @@ def lint_provider(path: Path) -> list[Diagnostic]:
             if before.get(key) != after.get(key):
                 message = f"`{key}` of `{name}` is {before.get(key)!r}, and comes back as {after.get(key)!r}"
                 found.append(Diagnostic("MS446", message, spec.span("metadata", "references", i)))
-    if spec.model.metadata.references:
+    if resolved_all:
         found += [
             _warning(spec, f"config `{name}` is made for no reference config", "configs", name)
             for name in spec.model.configs

@@ -135,14 +135,14 @@ def _repeated(spec: ProviderSpec) -> Iterator[Diagnostic]:
             path = (*entry.path, "hf", key)
             if key in keys:
                 note = Note("also used here", spec.span(*keys[key], of_key=True))
-                yield _at(spec, path, f"HF key `{key}` spells two fields", of_key=True, note=note)
+                yield _at(spec, path, f"key `{key}` spells two fields", of_key=True, note=note)
             keys.setdefault(key, path)
     for scope in spec.scopes:
         for key in scope.section.waived if scope.part is None else ():
             path = (*scope.path, "waived", key)
             if key in keys:
                 note = Note("also used here", spec.span(*keys[key], of_key=True))
-                yield _at(spec, path, f"HF key `{key}` is waived, but has a place already", of_key=True, note=note)
+                yield _at(spec, path, f"key `{key}` is waived, but has a place already", of_key=True, note=note)
             keys.setdefault(key, path)
 
 
@@ -160,7 +160,7 @@ def _shadowed(spec: ProviderSpec) -> Iterator[Diagnostic]:
         for entry in spec.own_entries():
             for key in getattr(entry.decl, "hf", ()):
                 if key in moved:
-                    message = f"HF key `{key}` spells `{moved[key].name}` of the included `{part}` already"
+                    message = f"key `{key}` spells `{moved[key].name}` of the included `{part}` already"
                     yield _at(spec, (*entry.path, "hf", key), message, of_key=True)
         for group in groups.keys() & inner.groups.keys():
             message = f"group `{group}` exists in the included `{part}` too"
