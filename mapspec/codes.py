@@ -557,6 +557,16 @@ CODES: dict[str, Code] = {
         "The option --io says something else than how to read.",
         "Write for example threads=16,read=8MiB,ahead=4, or the name of a kind of place, such as network.",
     ),
+    "MS794": Code(
+        "store-limits",
+        "A conversion straight to an object store is done by one process and cannot be resumed.",
+        "Convert to a folder of this machine or of a shared file system, then copy it to the store.",
+    ),
+    "MS795": Code(
+        "upload-failed",
+        "A file did not arrive in an object store as it was sent, or an old one could not be removed there.",
+        "Check the URL, the credentials and the network, then convert again.",
+    ),
     "MS801": Code(
         "tensor-on-one-side",
         "One of the two checkpoints holds tensors that the other lacks.",

@@ -23,6 +23,7 @@ from mapspec.copying.digests import FileDone
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError
 from mapspec.io.opened import changed
+from mapspec.io.remote import RemotePath
 from mapspec.journal import Journal, Leftover, finished_in
 from mapspec.memory import workers_within
 from mapspec.outputs import Copy, Output, Work, file_count, lay_out
@@ -33,6 +34,7 @@ from mapspec.resume import conversion_identity, differences, find, remove_others
 from mapspec.shares import shares
 from mapspec.sources import identity_of as source_identity
 from mapspec.team import LostRankError, Team
+from mapspec.upload import Upload, uploading
 
 __all__ = ["Converted", "Output", "convert"]
 
@@ -67,6 +69,7 @@ class _Begun:
     folder: Path
     run: int
     finished: Mapping[str, FileDone]
+    upload: Upload | None = None
 
 
 def convert(request: Request, output: Output, progress: Progress | None = None, team: Team | None = None) -> Converted:
@@ -83,6 +86,7 @@ def convert(request: Request, output: Output, progress: Progress | None = None, 
     team = team or Team()
     with team.together():
         prepared = prepare(request).require()
+        _check_store(output, team)
         threads = workers_within(prepared, output.threads, output.max_memory)
         identity = conversion_identity(prepared, output)
     _agree(team, identity)
@@ -163,6 +167,15 @@ def _see(folder: Path, team: Team) -> None:
         time.sleep(0.1)
 
 
+def _check_store(output: Output, team: Team) -> None:
+    """An object store takes whole files from one process, and keeps none of them after an error."""
+    if isinstance(output.destination, RemotePath) and (output.resume or team.world > 1):
+        what = "cannot be resumed" if output.resume else f"is not done by {team.world} processes"
+        help_ = "convert to a folder of this machine or of a shared file system, then copy it to the store"
+        message = f"a conversion to an object store {what}"
+        raise ConvertError(Diagnostic("MS794", message, where=str(output.destination), help=help_))
+
+
 def _begin(
     stack: ExitStack, prepared: Prepared, output: Output, work: Work, identity: Mapping[str, Any],
     found: Leftover | None,
@@ -173,6 +186,10 @@ def _begin(
     if found is not None and found.header is not None:
         require_same(found, identity)
     sources = [prepared.source.path, *([prepared.reference.root] if prepared.reference.root else [])]
+    if isinstance(output.destination, RemotePath):
+        place = uploading(output.destination, overwrite=output.overwrite, sources=sources, last=tuple(work.last))
+        upload = stack.enter_context(place)
+        return _Begun(upload.folder, 0, {}, upload)
     keeper = _Keeper(output, work)
     folder = stack.enter_context(
         publishing(
@@ -258,6 +275,8 @@ def _fill(
         def finished(file: FileDone, copy: Copy = copy) -> None:
             done.append(replace(file, file=copy.path(file.file)))
             journal.add(done[-1])
+            if begun.upload is not None:
+                begun.upload.ship(done[-1].file)
 
         report = execute(
             copy.fills,
@@ -270,6 +289,7 @@ def _fill(
             done=finished,
             only={file for file in copy.layout.file_sizes if copy.path(file) in mine},
             access=prepared.access,
+            staged=begun.upload is not None,
         )
         reports.append(report)
     return reports, done

@@ -64,6 +64,7 @@ def execute(
     skip: Container[str] = (),
     only: Container[str] | None = None,
     access: Access | None = None,
+    staged: bool = False,
 ) -> CopyReport:
     """Write the files of `layout`.
 
@@ -80,6 +81,7 @@ def execute(
         skip: files that are not written, because they are there already.
         only: files that are written; `None` for all.
         access: how the source is read; by default as its file system is read best.
+        staged: whether `done` takes files away, so that there has to be room for a few of them only.
 
     Raises:
         ConvertError: no room (MS701, MS702), a source that cannot be read (MS703) or has holes (MS706), a destination
@@ -89,9 +91,10 @@ def execute(
     jobs = [job for job in jobs_of(fills, layout) if _chosen(job.file, skip, only)]
     small = {name: data for name, data in layout.small_files.items() if _chosen(name, skip, only)}
     total = sum(job.size for job in jobs)
-    _check_room(target_root, total + sum(map(len, small.values())))
     access = access or access_to(source_root)
     count = max(1, min(threads or max(access.threads, access_to(target_root).threads), len(jobs)))
+    sizes = sorted((job.size for job in jobs), reverse=True)
+    _check_room(target_root, sum(sizes[: 4 + count] if staged else sizes) + sum(map(len, small.values())))
     crew = _Crew(jobs, progress or NoProgress(), source_root, target_root, count, fsync, done, access)
     crew.run(total)
     for name, data in small.items():

@@ -45,7 +45,7 @@ class Output:
     """How the result shall lie on disk.
 
     Attributes:
-        destination: folder to make.
+        destination: folder to make, or the `RemotePath` of one (see `mapspec.io.remote.located`).
         overwrite: whether an existing checkpoint there may be replaced.
         max_shard_bytes: bound for a safetensors shard where no reference gives the layout.
         iteration: number of the `iter_*` folder; `None` for `release`.

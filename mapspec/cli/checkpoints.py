@@ -51,7 +51,10 @@ __all__ = ["convert", "plan", "verify"]
 @app.command()
 def convert(
     source: SourceArg,
-    destination: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    destination: Annotated[
+        Path,
+        typer.Argument(help="Folder or URL to make.", show_default=False, parser=parse_place, metavar="DESTINATION"),
+    ],
     to: ToOpt = None,
     spec: SpecOpt = None,
     reference: ReferenceOpt = None,
@@ -89,6 +92,7 @@ def convert(
     """Convert a checkpoint, in either direction. The result appears complete or not at all."""
     from mapspec.convert import Output, convert
     from mapspec.gloo_team import team_of
+    from mapspec.io.remote import is_url
     from mapspec.progress import progress_for
     from mapspec.render.summary import render_converted
 
@@ -108,7 +112,7 @@ def convert(
         (tp, ep, etp), io,
     )  # fmt: skip
     rank = int(os.environ.get("RANK", "0"))
-    if not resume and rank == 0:
+    if not resume and rank == 0 and not is_url(destination):
         mention_leftovers(destination)
     with terminable(rank), team_of(os.environ) as team, spoken_once(rank):
         done = convert(request, output, progress_for(sys.stderr, progress.value, rank=rank), team)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mapspec.amounts import human_bytes
 from mapspec.collapse import collapse
 from mapspec.convert import Converted
-from mapspec.io.filesystem import kind_of
+from mapspec.io.filesystem import access_to
 from mapspec.plan import Plan
 from mapspec.render.findings import shorten
 from mapspec.render.grid import SIDES, as_json, draw_grid
@@ -43,7 +43,8 @@ def render_converted(done: Converted, format: str = "text") -> str:
     ]
     table = draw_grid(("written", "tensors", "bytes", "rule"), rows, format)
     what = f"{SIDES[plan.target_surface]}, by {plan.table.bound.linked.name}"
-    where = [f"source: {reading(done.prepared)}", f"destination: {kind_of(done.destination)}"]
+    target = access_to(done.destination)
+    where = [f"source: {reading(done.prepared)}", f"destination: {target.kind} ({target.place})"]
     rest = accounted(done.prepared)
     if done.carried:
         rest.append(f"carried along: {', '.join(done.carried)}")
