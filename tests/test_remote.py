@@ -18,6 +18,7 @@ from unittest import mock
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from s3fs import S3FileSystem
 from test_convert import listing, small, write_hf
 from typer.testing import CliRunner
 
@@ -59,7 +60,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                     break
             time.sleep(0.1)
         with mock.patch.dict(os.environ, env):
-            fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+            S3FileSystem.clear_instance_cache()  # they know the server of another module
+            fsspec.filesystem("s3").mkdir("bucket")
             yield "s3://bucket"
     finally:
         server.terminate()
