@@ -7,19 +7,20 @@ to 50,000 tensors and 400,000 chunks; the page cache is not counted, the kernel 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from mapspec.amounts import human_bytes
 from mapspec.copying.gather import SCRATCH_BYTES
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
+from mapspec.io.remote import RemotePath
 from mapspec.prepare import Prepared
 
 __all__ = ["Memory", "memory_of", "workers_within"]
 
 _MB = 10**6
 _PYTHON = 50 * _MB
+_REMOTE = 80 * _MB  # fsspec and the package of a protocol
 _PER_TENSOR = 2400
 _PER_CHUNK = 2000
 
@@ -47,15 +48,16 @@ class Memory:
 
 
 def memory_of(prepared: Prepared, threads: int | None = None) -> Memory:
-    """What a conversion takes with that many threads, by default one for each usable core."""
-    plan = prepared.plan
+    """What a conversion takes with that many threads, by default as many as the source is read best with."""
+    plan, access = prepared.plan, prepared.access
+    remote = isinstance(prepared.source.root, RemotePath)
     casts = any(step.kind == "cast" for step in plan.steps)
     chunks = sum(len(target.boxes) for target in plan.targets)
     return Memory(
-        _PYTHON,
+        _PYTHON + _REMOTE * remote,
         _PER_TENSOR * len(prepared.source.tensors) + _PER_CHUNK * chunks,
-        SCRATCH_BYTES["cast" if casts else "gather"],
-        threads or len(os.sched_getaffinity(0)),
+        SCRATCH_BYTES["cast" if casts else "gather"] + access.read * access.ahead * remote,
+        threads or access.threads,
     )
 
 
@@ -63,7 +65,7 @@ def workers_within(prepared: Prepared, threads: int | None, most: int | None) ->
     """How many threads may copy so that the process stays below `most` bytes.
 
     Args:
-        threads: as many as are wanted; by default one for each usable core.
+        threads: as many as are wanted; by default as many as the source is read best with.
 
     Raises:
         ConvertError: MS740 where not even one thread fits.
