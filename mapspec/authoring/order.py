@@ -16,13 +16,15 @@ from mapspec.text import Node, Path_, parse_nodes
 
 __all__ = ["key_order", "sort_keys"]
 
-# A provider's groups share the fields of a section, so its own keys stand around those.
+# Where classes share fields, or take keys over from Python's words, the order in them is not that of a reader.
 _TOP: dict[type[BaseModel], tuple[str, ...]] = {
     provider_v1.Provider: (
-        "apiVersion", "kind", "metadata", "extends", "dialects", "maps", "values", "fields", "constants", "defaults",
-        "derived", "checks", "when", "waived", "export", "bridge",
+        "apiVersion", "kind", "metadata", "extends", "applies", "builds", "include", "dialects", "maps", "values",
+        "fields", "constants", "defaults", "derived", "checks", "when", "configs", "freeze", "waived", "export", "bridge",
     ),
-    provider_v1.Group: ("if", "about", "fields", "constants", "defaults", "derived", "waived", "checks"),
+    provider_v1.Group: ("if", "about", "fields", "constants", "defaults", "derived", "checks", "waived"),
+    provider_v1.Check: ("that", "at", "message", "help"),
+    provider_v1.SubConfig: ("from", "about"),
 }  # fmt: skip
 
 
@@ -51,7 +53,8 @@ def key_order(kind: str, path: Path_) -> tuple[str, ...]:
 
 
 def _keys(model: type[BaseModel]) -> tuple[str, ...]:
-    return _TOP.get(model) or tuple(field.alias or name for name, field in model.model_fields.items())
+    first = _TOP.get(model, ())
+    return (*first, *(k for name, field in model.model_fields.items() if (k := field.alias or name) not in first))
 
 
 def _is_model(annotation: Any) -> bool:
