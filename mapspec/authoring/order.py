@@ -20,7 +20,8 @@ __all__ = ["key_order", "sort_keys"]
 _TOP: dict[type[BaseModel], tuple[str, ...]] = {
     provider_v1.Provider: (
         "apiVersion", "kind", "metadata", "extends", "applies", "builds", "include", "dialects", "maps", "values",
-        "fields", "constants", "defaults", "derived", "checks", "when", "configs", "freeze", "waived", "export", "bridge",
+        "fields", "constants", "defaults", "derived", "checks", "when", "configs", "freeze", "waived", "export",
+        "bridge",
     ),
     provider_v1.Group: ("if", "about", "fields", "constants", "defaults", "derived", "checks", "waived"),
     provider_v1.Check: ("that", "at", "message", "help"),
