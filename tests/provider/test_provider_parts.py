@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mapspec.errors import SpecError
 from mapspec.io.json_config import read_config
@@ -16,6 +18,7 @@ from mapspec.provider.provider import Provider
 from mapspec.provider.render import provider_report, render_provider
 from mapspec.provider.resolve import resolve_provider
 from mapspec.provider.spec import choose_provider, read_provider
+from mapspec.provider.values import same
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OMNI, VL = read_provider("nemotron_omni"), read_provider("nemotron_vl")
@@ -286,6 +289,56 @@ def test_changed_fields_are_written_into_their_parts() -> None:
     assert back["sound_config"]["num_hidden_layers"] == 3
     assert back["img_context_token_id"] == 99
     assert resolve_provider(OMNI, back).values()["vision_class_token_len"] == 16
+
+
+CHANGES = {
+    "hidden_size": st.sampled_from([1024, 4096]),
+    "hybrid_layer_pattern": st.sampled_from(["M*E-", "ME*ME"]),
+    "params_dtype": st.sampled_from(["float32", "float16"]),
+    "layernorm_epsilon": st.just(1e-6),
+    "image_token_index": st.integers(1, 10),
+    "video_token_index": st.sampled_from([None, 77]),
+    "vision_num_layers": st.integers(1, 40),
+    "vision_class_token_len": st.integers(4, 32),
+    "vision_hidden_size": st.sampled_from([640, 1280]),
+    "vision_ffn_hidden_size": st.sampled_from([2560, 5120]),
+    "vision_patch_size": st.sampled_from([14, 16]),
+    "vision_proj_ffn_hidden_size": st.integers(1, 99),
+    "separate_video_embedder": st.booleans(),
+    "temporal_patch_dim": st.integers(2, 4),
+    "has_sound": st.booleans(),
+    "sound_context_token_id": st.integers(50, 60),
+    "sound_hidden_size": st.sampled_from([512, 1024]),
+    "sound_num_layers": st.integers(1, 30),
+    "sound_attention_bias": st.booleans(),
+}
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    name=st.sampled_from([NANO, "nemotron-omni-aliases"]),
+    changes=st.fixed_dictionaries({}, optional=CHANGES),
+    dialect=st.sampled_from([None, *OMNI.dialects]),
+    reference=st.booleans(),
+)
+def test_whatever_is_set_comes_back(name: str, changes: dict[str, Any], dialect: str | None, reference: bool) -> None:
+    """Fields that a config can say are the same after they went through one."""
+    plain = {"text_config__mtp_use_repeated_layer": False} if name != NANO else {}
+    provider = provider_of(name, changes, **plain)
+    config = provider.to_hf_config(dialect, reference=reference)
+    before, after = provider.fields, resolve_provider(OMNI, config).values()
+    if (
+        not provider.separate_video_embedder
+    ):  # then there is one frame to a patch, and a config has no place for another
+        before["temporal_patch_dim"] = after["temporal_patch_dim"]
+    # What is not in a config, and fields whose key says what another field was set to.
+    one_sided = {"backend", "temporal_ckpt_compat", "vision_num_registers", "vision_mlp_ratio"}
+    one_sided |= {"video_temporal_patch_size", "video_temporal_patch_size_beside"}
+    gone = set() if provider.has_sound else {n for n in before if n.startswith("sound_")}
+    for field, value in before.items():
+        if field not in {*one_sided, *gone, "sound_config"}:
+            assert same(after[field], value), field
+    assert after["has_sound"] is provider.has_sound
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
