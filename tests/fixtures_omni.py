@@ -174,6 +174,8 @@ def _publish(model: TinyOmni, folder: Path) -> None:
         config["vision_config"].pop("video_temporal_patch_size")
     if model.sound:
         config["sound_config"]["model_type"] = "parakeet"
+        for key in ("attention_bias", "convolution_bias", "scale_input", "projection_bias"):
+            config["sound_config"].pop(key)  # released configs are silent and mean none
     path.write_text(json.dumps(config, indent=2))
 
 

@@ -32,6 +32,9 @@ __all__ = [
 WORKAROUNDS = (
     "sound_config.model_type is taken out: transformers says that it does so, and then refuses `parakeet`",
     "time_step_limit is taken out of the language part: transformers does not read back the Infinity that it writes",
+    "convolutions of the sound encoder and its projector have no bias where the config is silent: no file holds one",
+    "a vision part that is silent on video gets the model's own number of frames: transformers demands that both agree",
+    "args.register_multiple of the vision part says how many class tokens there are: transformers does not read it",
     "features of a video are handed to the model as a tuple: transformers concatenates a tensor and stops",
 )
 # Where it computes something else than Megatron-Core and the published code.
@@ -40,6 +43,7 @@ NEUTRALISED = (
 )
 # Tensors that transformers has and Megatron-Core has not, or the other way round; none has part in the logits.
 _NOT_MISSED = ("summary_idxs", "input_conditioner.", "layer_scale", "vision_final_layernorm.")
+_VIDEO = "video_patch_projection."  # nor has this, where a config says nothing of video
 
 
 def is_multimodal(values: Mapping[str, Any]) -> bool:
@@ -58,11 +62,18 @@ def hf_config(values: Mapping[str, Any], where: str = "config.json") -> Any:
     known = dict(values)
     for name in ("sound_config", "audio_config"):
         if isinstance(known.get(name), dict):
-            known[name] = {key: value for key, value in known[name].items() if key != "model_type"}
+            given = {key: value for key, value in known[name].items() if key != "model_type"}
+            known[name] = {"convolution_bias": False, "projection_bias": False, **given}
     for name in ("llm_config", "text_config"):
         if isinstance(known.get(name), dict):
             dropped = ("time_step_limit", "mamba_dt_limit")
             known[name] = {key: value for key, value in known[name].items() if key not in dropped}
+    vision = dict(known.get("vision_config") or {})
+    vision.setdefault("video_temporal_patch_size", known.get("video_temporal_patch_size", 2))
+    rows = (vision.get("args") or {}).get("register_multiple")
+    if rows is not None:
+        vision.setdefault("num_registers", int(rows) - int(vision.get("num_cls_tokens", 3)))
+    known["vision_config"] = vision
     try:
         return NemotronH_Omni_Reasoning_V3_Config.from_dict(known)
     except (TypeError, ValueError) as error:
@@ -85,8 +96,10 @@ def load_multimodal(folder: Path, values: Mapping[str, Any], dtype: Any) -> tupl
         experts_implementation="eager",  # as in `hf_model`
     )
     unclamp(model)
+    silent = "video_temporal_patch_size" not in values["vision_config"]
+    spared = (*_NOT_MISSED, _VIDEO) if silent else _NOT_MISSED
     for kind in ("missing_keys", "unexpected_keys"):
-        info[kind] = {name for name in info[kind] if not any(part in name for part in _NOT_MISSED)}
+        info[kind] = {name for name in info[kind] if not any(part in name for part in spared)}
     return model.eval(), info
 
 

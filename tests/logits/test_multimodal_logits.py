@@ -23,14 +23,14 @@ pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("logits")]
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     root = tmp_path_factory.mktemp("multimodal")
     out = {}
-    for name in ("omni", "mtp"):
+    for name in ("mtp", "vl"):
         hf = write_tiny_omni(OMNI[name], root / name / "hf")
         convert(Request(hf), Output(root / name / "megatron", fsync=False))
         out[name] = hf, root / name / "megatron"
     return out
 
 
-@pytest.mark.parametrize("name", ["omni", "mtp"])
+@pytest.mark.parametrize("name", ["mtp", "vl"])
 def test_converted_checkpoints_agree_within_the_floor(pairs: dict[str, tuple[Path, Path]], name: str) -> None:
     report = compare_logits(*pairs[name], device="cpu")
     assert report.findings == ()
@@ -38,10 +38,11 @@ def test_converted_checkpoints_agree_within_the_floor(pairs: dict[str, tuple[Pat
     assert report.floor is not None
     assert 0 < report.measured.largest < 4 * report.floor.largest
     keys = [line.stage.key for line in report.layers]
-    assert keys[:4] == ["vision features", "sound features", "embedding", "layer 0"]
-    assert len(keys) == 5 + len(OMNI[name].language.pattern) + OMNI[name].language.mtp_blocks
-    assert report.layers[3].stage.hf == "language_model.backbone.layers.0"
-    assert report.layers[3].stage.megatron == "language_model.decoder.layers.0"
+    towers = ["vision features", "sound features"] if OMNI[name].sound else ["vision features"]
+    assert keys[: len(towers) + 2] == [*towers, "embedding", "layer 0"]
+    assert len(keys) == len(towers) + 3 + len(OMNI[name].language.pattern) + OMNI[name].language.mtp_blocks
+    first = report.layers[len(towers) + 1].stage
+    assert (first.hf, first.megatron) == ("language_model.backbone.layers.0", "language_model.decoder.layers.0")
     assert any("cuts at tensor parallel size 2" in note and "compared" in note for note in report.notes)
     assert any("two images" in note for note in report.notes)
 
@@ -63,7 +64,7 @@ def turn_sound(state: dict[str, Tensor]) -> None:
 def test_the_tower_that_differs_is_named(
     pairs: dict[str, tuple[Path, Path]], tmp_path: Path, change: Callable[[dict[str, Tensor]], None], stage: str
 ) -> None:
-    hf, megatron = pairs["omni"]
+    hf, megatron = pairs["mtp"]
     state = load_file(hf / "model.safetensors")
     change(state)
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
@@ -75,7 +76,7 @@ def test_the_tower_that_differs_is_named(
 
 
 def test_an_assembly_that_reads_other_sequences(pairs: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
-    hf, _ = pairs["omni"]
+    hf, _ = pairs["mtp"]
     convert(Request(hf, flavours={"assembly": "llava"}), Output(tmp_path / "llava", fsync=False))
     with pytest.raises(CheckpointError) as caught:
         compare_logits(hf, tmp_path / "llava", device="cpu")
