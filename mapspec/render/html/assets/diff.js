@@ -135,7 +135,7 @@ function modelsSection() {
 }
 
 function fieldsSection() {
-  const fields = data.changes.filter((change) => change.kind === "provider").flatMap((change) => change.parts.filter((part) => part.before || part.after).map((part) => [change, part]));
+  const fields = data.changes.filter((change) => change.kind === "provider" && change.code !== "DC901").flatMap((change) => change.parts.filter((part) => part.before || part.after).map((part) => [change, part]));
   if (!fields.length) return;
   section("fields", "Provider fields", "Old and new values.",
     h("div", { class: "scroll" }, h("table", { class: "fields" },

@@ -67,3 +67,13 @@ valuesSection();
 treeSection();
 providerSection();
 choicesSection();
+
+// Names are written out while nothing else happens, so that the first search is as fast as the next.
+const idle = window.requestIdleCallback || ((run) => setTimeout(run, 50));
+let warmed = 0;
+const warm = () => {
+  if (warmed === data.rules.length) return;
+  searchable(data.rules[warmed++]);
+  idle(warm);
+};
+idle(warm);
