@@ -87,7 +87,9 @@ def convert(request: Request, output: Output, progress: Progress | None = None, 
     with team.together():
         prepared = prepare(request).require()
         _check_store(output, team)
-        threads = workers_within(prepared, output.threads, output.max_memory)
+        threads = output.threads
+        if output.max_memory is not None:
+            threads = workers_within(prepared, threads, output.max_memory)
         identity = conversion_identity(prepared, output)
     _agree(team, identity)
     with ExitStack() as stack:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mapspec.copying.behind import crowded
 from mapspec.copying.compare import first_difference, read_tensor
 from mapspec.copying.digests import Digest, FileDone, digest_of
 from mapspec.copying.worker import Job, Stopped, Worker, write_problem
@@ -115,7 +116,7 @@ class _Crew:
         self, jobs: Collection[Job], progress: Progress, source_root: Path, target_root: Path, count: int, fsync: bool,
         done: Callable[[FileDone], None] | None, access: Access,
     ) -> None:  # fmt: skip
-        self._access = access
+        self._access, self._drop = access, False
         self._jobs, self._progress, self._count = deque(jobs), progress, count
         self._tell = done
         self.done: list[FileDone] = []
@@ -126,6 +127,8 @@ class _Crew:
 
     def run(self, total: int) -> None:
         threads = [threading.Thread(target=self._work, name=f"mapspec-copy-{n}") for n in range(self._count)]
+        # As many bytes are read as written.
+        self._drop = self._fsync and crowded(2 * total)
         self._progress.start(total)
         try:
             for thread in threads:
@@ -145,7 +148,7 @@ class _Crew:
     def _work(self) -> None:
         worker = Worker(
             self._source_root, self._target_root, sharers=self._count, fsync=self._fsync, wrote=self._wrote,
-            access=self._access,
+            access=self._access, drop=self._drop,
         )  # fmt: skip
         try:
             while not self._stop.is_set():

@@ -89,6 +89,11 @@ class SourceFiles:
             offset += got
             view = view[got:]
 
+    def forget(self, file: str, offset: int, length: int) -> None:
+        """These bytes have been read and are not needed again: the page cache may do without them."""
+        if (fd := self._open.get(file)) is not None:
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
     def _elsewhere(self, file: str) -> RemotePath | None:
         """The file as one that is not on this machine, or `None`. Files of the reference come as URL or full path."""
         if file in self._remote:

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from mapspec.copying.ahead import expecting
+from mapspec.copying.behind import Behind
 from mapspec.copying.digests import Digester, FileDone
 from mapspec.copying.gather import Gather, Scratch
 from mapspec.copying.pieces import BoxIndex, Piece, Run, pieces_of, runs_of
@@ -56,13 +57,16 @@ class Worker:
         sharers: number of workers in this process.
         fsync: whether a file shall be on disk when its job is done.
         access: how to read; by default as the source's file system is read best.
+        drop: whether pages of source and destination leave the cache when they have been read and are on disk.
         wrote: called with the file and the number of bytes after each write; raises `Stopped` to end the work.
     """
 
     def __init__(
         self, source_root: Path, target_root: Path, *, sharers: int, fsync: bool, wrote: Callable[[str, int], None],
-        access: Access | None = None,
+        access: Access | None = None, drop: bool = False,
     ) -> None:  # fmt: skip
+        self._behind: Behind | None = None
+        self._drop = drop
         self._files = SourceFiles(source_root, sharers, access)
         self._target_root = target_root
         self._fsync = fsync
@@ -91,6 +95,7 @@ class Worker:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
                 _reserve(self._fd, job.size)
+                self._behind = Behind(self._fd) if self._drop else None
                 self._fill(job)
                 self._flush()
                 if self._fsync:
@@ -195,6 +200,8 @@ class Worker:
                 room[:take] = _ZEROS[:take]
             else:
                 self._files.read_into(room[:take], file, offset)
+                if self._drop:
+                    self._files.forget(file, offset, take)
             self._high += take
             at, offset, length = at + take, offset + take, length - take
 
@@ -223,11 +230,13 @@ class Worker:
         self._low = self._high = 0
 
     def _write(self, view: memoryview, at: int) -> None:
-        length = len(view)
+        start, length = at, len(view)
         self._digester.update(at, view)
         while view:
             written = os.pwrite(self._fd, view, at)
             at, view = at + written, view[written:]
+        if self._behind is not None:
+            self._behind.wrote(start, length)
         self._wrote(self._file, length)
 
 
