@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mapspec.cli.app import app
-from mapspec.cli.options import Format, FormatOpt, SpecPathsArg, given_specs
+from mapspec.cli.options import Format, FormatOpt, SpecPathsArg, complete_mapping, given_specs
 
 __all__ = ["fmt", "keys", "migrate", "new"]
 
@@ -18,7 +18,13 @@ def new(
     name: Annotated[str, typer.Argument(help="Name of the variant, and of its files.", show_default=False)],
     like: Annotated[
         str,
-        typer.Option("--like", metavar="SPEC", help="Mapping that it resembles, by name or path.", show_default=False),
+        typer.Option(
+            "--like",
+            metavar="SPEC",
+            help="Mapping that it resembles, by name or path.",
+            show_default=False,
+            autocompletion=complete_mapping,
+        ),
     ],
     config: Annotated[Path, typer.Option(help="config.json of the model, or its folder.", show_default=False)],
     keys: Annotated[

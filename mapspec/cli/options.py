@@ -41,6 +41,9 @@ __all__ = [
     "ToOpt",
     "VersionOpt",
     "compile_from",
+    "complete_flavour",
+    "complete_mapping",
+    "complete_provider",
     "given_specs",
     "make_request",
     "parse_iteration",
@@ -114,7 +117,40 @@ SourceArg = Annotated[
     ),
 ]
 ToOpt = Annotated[Side | None, typer.Option("--to", help="Side to convert to. Default: the one the source is not.")]
-SpecOpt = Annotated[str | None, typer.Option("--spec", help="Mapping, by name or path. Default: by the architecture.")]
+
+
+def complete_mapping(incomplete: str) -> list[str]:
+    """Names of mappings that begin so."""
+    from mapspec.documents import available
+
+    return sorted(name for name in available("mappings") if name.startswith(incomplete))
+
+
+def complete_provider(incomplete: str) -> list[str]:
+    """Names of provider specs that begin so."""
+    from mapspec.documents import available
+
+    return sorted(name for name in available("providers") if name.startswith(incomplete))
+
+
+def complete_flavour(incomplete: str) -> list[str]:
+    """`NAME=CHOICE` of every mapping that begin so."""
+    from mapspec.documents import available
+    from mapspec.text import read_yaml
+
+    found = set()
+    for path in available("mappings").values():
+        for name, flavour in (read_yaml(path).data.get("flavours") or {}).items():
+            found |= {f"{name}={choice}" for choice in flavour.get("choices") or ()}
+    return sorted(text for text in found if text.startswith(incomplete))
+
+
+SpecOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--spec", help="Mapping, by name or path. Default: by the architecture.", autocompletion=complete_mapping
+    ),
+]
 ReferenceOpt = Annotated[
     Path | None,
     typer.Option(
@@ -125,7 +161,13 @@ ReferenceOpt = Annotated[
 ]
 IoOpt = Annotated[str, typer.Option("--io", help="How to read, for example threads=16,read=8MiB,ahead=4, or network.")]
 FlavourOpt = Annotated[
-    list[str] | None, typer.Option("--flavour", metavar="NAME=CHOICE", help="Spelling of names; see `mapspec show`.")
+    list[str] | None,
+    typer.Option(
+        "--flavour",
+        metavar="NAME=CHOICE",
+        help="Spelling of names; see `mapspec show`.",
+        autocompletion=complete_flavour,
+    ),
 ]
 SetOpt = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of config.json, for this run.")

@@ -24,6 +24,8 @@ from mapspec.cli.options import (
     SpecPathsArg,
     VersionOpt,
     compile_from,
+    complete_mapping,
+    complete_provider,
     given_specs,
     make_request,
     source_template,
@@ -36,7 +38,9 @@ __all__ = ["lint", "provider", "resolve", "rule", "schema", "show"]
 
 @app.command()
 def show(
-    spec: Annotated[str, typer.Argument(help="Mapping, by name or path.", show_default=False)],
+    spec: Annotated[
+        str, typer.Argument(help="Mapping, by name or path.", show_default=False, autocompletion=complete_mapping)
+    ],
     config: Annotated[Path, typer.Option(help="config.json of the model, or its folder.", show_default=False)],
     flavour: FlavourOpt = None,
     set_: SetOpt = None,
@@ -62,7 +66,9 @@ def show(
 
 @app.command()
 def resolve(
-    spec: Annotated[str, typer.Argument(help="Mapping, by name or path.", show_default=False)],
+    spec: Annotated[
+        str, typer.Argument(help="Mapping, by name or path.", show_default=False, autocompletion=complete_mapping)
+    ],
     name: Annotated[str, typer.Argument(help="Tensor name, from either side.", show_default=False)],
     config: Annotated[
         Path | None, typer.Option(help="config.json of the model, or its folder.", show_default=False)
@@ -94,7 +100,10 @@ def resolve(
 
 @app.command()
 def provider(
-    spec: Annotated[str, typer.Argument(help="Provider spec, by name or path.", show_default=False)],
+    spec: Annotated[
+        str,
+        typer.Argument(help="Provider spec, by name or path.", show_default=False, autocompletion=complete_provider),
+    ],
     config: Annotated[Path, typer.Option(help="config.json of the model, or its folder.", show_default=False)],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a provider field.")
