@@ -20,6 +20,7 @@ from mapspec.beside import carry, check_tie, record, write_certificate, write_fi
 from mapspec.certificate import file_records, record_of
 from mapspec.copy import CopyReport, execute
 from mapspec.copying.digests import FileDone
+from mapspec.copying.worker import write_problem
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError
 from mapspec.io.opened import changed
@@ -33,7 +34,7 @@ from mapspec.publish import publishing
 from mapspec.resume import conversion_identity, differences, find, remove_others, require_same, settle
 from mapspec.shares import shares
 from mapspec.sources import identity_of as source_identity
-from mapspec.team import LostRankError, Team
+from mapspec.team import LostRankError, SharedProgress, Team
 from mapspec.upload import Upload, uploading
 
 __all__ = ["Converted", "Output", "convert"]
@@ -115,12 +116,7 @@ def convert(request: Request, output: Output, progress: Progress | None = None, 
             journal = Journal(begun.folder.parent, begun.run, team.rank, header, fsync=output.fsync)
             stack.callback(journal.close)
             if team.rank == 0:
-                # What is written again stops being finished before it is touched.
-                for name in sorted(found.finished.keys() - begun.finished.keys() if found is not None else ()):
-                    journal.again(name)
-                remove_others(begun.folder, begun.finished)
-                for name in (work.carried, *(copy.folder for copy in work.copies)):
-                    (begun.folder / name).mkdir(parents=True, exist_ok=True)
+                _clear(found, begun, work, journal)
         copied = _copy(team, prepared, replace(output, threads=threads), work, begun, journal, progress)
         carried: tuple[str, ...] = ()
         with team.together():
@@ -213,6 +209,18 @@ type _Part = tuple[list[CopyReport], list[FileDone]]
 """What one rank has copied: a report for each of `Work.copies`, and the files."""
 
 
+def _clear(found: Leftover | None, begun: _Begun, work: Work, journal: Journal) -> None:
+    """Make an empty place for every file that is not finished. What is written again stops being finished before."""
+    for name in sorted(found.finished.keys() - begun.finished.keys() if found is not None else ()):
+        journal.again(name)
+    try:
+        remove_others(begun.folder, begun.finished)
+        for name in (work.carried, *(copy.folder for copy in work.copies)):
+            (begun.folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConvertError(write_problem(error, begun.folder)) from error
+
+
 class _Keeper:
     """Decides whether an unfinished conversion stays, and says so: it does if any of its files is finished."""
 
@@ -247,7 +255,7 @@ def _copy(
     if team.world == 1:
         parts = [_fill(prepared, output, work, begun, journal, mine, progress)]
     else:
-        with _Shared(team, progress or NoProgress(), sum(waiting.values())) as shown:
+        with SharedProgress(team, progress or NoProgress(), sum(waiting.values())) as shown:
             part: _Part = ([], [])
             with team.together():
                 part = _fill(prepared, output, work, begun, journal, mine, shown)
@@ -295,47 +303,6 @@ def _fill(
         )
         reports.append(report)
     return reports, done
-
-
-class _Shared:
-    """Progress of a team: rank 0 shows the bytes of all. Ends the copy of a rank when another one has failed."""
-
-    def __init__(self, team: Team, inner: Progress, total: int) -> None:
-        self._team, self._inner, self._total = team, inner, total
-        self._mine = self._others = 0
-
-    def __enter__(self) -> _Shared:
-        self._inner.start(self._total)
-        self._team.while_waiting = self._catch_up
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._team.while_waiting = None
-        self._inner.finish()
-
-    def start(self, total_bytes: int) -> None:
-        """This rank's copy begins."""
-
-    def advance(self, nbytes: int, label: str) -> None:
-        """Count for all to see. Raises what `Team.check` does."""
-        self._team.check()
-        self._mine += nbytes
-        self._team.report(self._mine)
-        self._inner.advance(nbytes, label)
-        self._catch_up()
-
-    def _catch_up(self) -> None:
-        others = self._team.reported()
-        if others > self._others:
-            self._inner.advance(others - self._others, "(on other ranks)")
-            self._others = others
-
-    def finish(self) -> None:
-        """This rank's copy is over; others may still be at work."""
-
-    def all_done(self) -> None:
-        """Everybody has come to the end."""
-        self._inner.advance(self._total - self._mine - self._others, "(on other ranks)")
 
 
 def _finish(prepared: Prepared, work: Work, folder: Path, done: Sequence[FileDone]) -> tuple[str, ...]:

@@ -134,7 +134,7 @@ def take(partial: Path) -> Leftover:
     """Read the journals of a hidden folder and keep other processes from it, until `release` or the end of this one.
 
     Raises:
-        ConvertError: a process is at work in it (MS771), or it cannot be told (MS772).
+        ConvertError: a process is at work in it (MS771), it cannot be told (MS772), or it cannot be opened (MS704).
     """
     held: list[int] = []
     finished: dict[str, FileDone] = {}
@@ -157,9 +157,11 @@ def take(partial: Path) -> Leftover:
             header = first
             synced = synced and bool(first.get("fsync"))
             _replay(lines[1:], finished)
-    except BaseException:
+    except BaseException as error:
         for fd in held:
             os.close(fd)
+        if isinstance(error, OSError):
+            raise ConvertError(write_problem(error, partial)) from error
         raise
     runs = 1 + max((int(path.name[:4]) for path in paths if path.name[:4].isdigit()), default=-1)
     return Leftover(partial, header, finished, synced, runs, tuple(held))

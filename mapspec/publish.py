@@ -62,14 +62,14 @@ def publishing(
         raise ConvertError(_cannot(final, error)) from error
     try:
         yield folder
-        if fsync:
-            _sync(folder)
         try:
+            if fsync:
+                _sync(folder)
             _put_in_place(folder, final, overwrite)
+            if fsync:
+                _sync_one(final.parent)
         except OSError as error:
             raise ConvertError(_cannot(final, error)) from error
-        if fsync:
-            _sync_one(final.parent)
     except BaseException as error:
         if not keep(error):
             shutil.rmtree(partial, ignore_errors=True)

@@ -36,16 +36,26 @@ _WHERE = ("source", "reference", "spec", "io")
 
 
 def conversion_identity(prepared: Prepared, output: Output) -> dict[str, Any]:
-    """What has to be equal for two conversions to be the same one, in JSON's types; `work` comes in with the layout."""
+    """What has to be equal for two conversions to be the same one, in JSON's types; `work` comes in with the layout.
+
+    Raises:
+        ConvertError: a file vanished meanwhile (MS703).
+    """
     bound, reference = prepared.table.bound, prepared.reference
     request = {name: value for name, value in asdict(prepared.request).items() if name not in _WHERE}
     options = {**request, **{name: value for name, value in asdict(output).items() if name not in _HOW}}
-    along = identify(reference.root, reference.files) if reference.root is not None else {}
+    try:
+        along = identify(reference.root, reference.files) if reference.root is not None else {}
+        source = identity_of(prepared.source)
+    except OSError as error:
+        message = f"`{error.filename}` could not be read: {error.strerror}"
+        help_ = "it was there a moment ago; look what else is at work in that folder"
+        raise ConvertError(Diagnostic("MS703", message, where=str(prepared.source.path), help=help_)) from error
     identity = {
         "mapspec": __version__,
         "mapping": {"name": bound.linked.name, "table_hash": prepared.table.hash, "text": _text_hash(prepared)},
         "options": {**options, "flavours": dict(bound.flavours)},
-        "source": identity_of(prepared.source),
+        "source": source,
         "along": {name: asdict(file) for name, file in along.items()},
     }
     plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))

@@ -9,8 +9,9 @@ from typing import Any
 from mapspec import errors
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError, MapspecError
+from mapspec.progress import Progress
 
-__all__ = ["LostRankError", "OtherRankError", "Team"]
+__all__ = ["LostRankError", "OtherRankError", "SharedProgress", "Team"]
 
 
 class LostRankError(ConvertError):
@@ -84,6 +85,47 @@ class Team:
             raise error
         if told:
             raise _merged(told, self.world) from error
+
+
+class SharedProgress:
+    """Progress of a team: rank 0 shows the bytes of all. Ends the copy of a rank when another one has failed."""
+
+    def __init__(self, team: Team, inner: Progress, total: int) -> None:
+        self._team, self._inner, self._total = team, inner, total
+        self._mine = self._others = 0
+
+    def __enter__(self) -> SharedProgress:
+        self._inner.start(self._total)
+        self._team.while_waiting = self._catch_up
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._team.while_waiting = None
+        self._inner.finish()
+
+    def start(self, total_bytes: int) -> None:
+        """This rank's copy begins."""
+
+    def advance(self, nbytes: int, label: str) -> None:
+        """Count for all to see. Raises what `Team.check` does."""
+        self._team.check()
+        self._mine += nbytes
+        self._team.report(self._mine)
+        self._inner.advance(nbytes, label)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        others = self._team.reported()
+        if others > self._others:
+            self._inner.advance(others - self._others, "(on other ranks)")
+            self._others = others
+
+    def finish(self) -> None:
+        """This rank's copy is over; others may still be at work."""
+
+    def all_done(self) -> None:
+        """Everybody has come to the end."""
+        self._inner.advance(self._total - self._mine - self._others, "(on other ranks)")
 
 
 def _message(error: Exception, rank: int) -> tuple[str, tuple[Diagnostic, ...]]:

@@ -28,17 +28,21 @@ class Interrupter:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def convert(self, moment: int, source: Path, destination: Path, **options: Any) -> int:
-        """Convert, and be killed at the `moment`-th call that changes something beside the destination.
+    def convert(self, moment: int, source: Path, destination: Path, **options: Any) -> list[str] | None:
+        """Convert, and be killed at the `moment`-th call (from 1 on) that changes something beside the destination.
 
         Returns:
-            The number of those calls if the end is reached, otherwise the negative number of the signal.
+            The names of those calls if the end is reached, `None` after `kill -9`.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([moment, str(source), str(destination), options]) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        answer = json.loads(self._process.stdout.readline())
+        if isinstance(answer, int):
+            assert answer == -signal.SIGKILL
+            return None
+        return list(answer)
 
     def close(self) -> None:
         """End the server."""
@@ -58,36 +62,34 @@ def _serve() -> None:
         if child == 0:
             seen = _counting(moment, str(Path(destination).parent))
             convert(Request(Path(source)), Output(Path(destination), **options))
-            _write(writer, str(seen[0]).encode())
+            with open(writer, "w") as pipe:  # noqa: PTH123 (a descriptor)
+                json.dump(seen, pipe)
             os._exit(0)
         os.close(writer)
-        said = os.read(reader, 20)
-        os.close(reader)
+        with open(reader) as pipe:  # noqa: PTH123
+            said = pipe.read()
         _, status = os.waitpid(child, 0)
-        print(said.decode() or -os.WTERMSIG(status), flush=True)
+        print(said or os.waitstatus_to_exitcode(status), flush=True)
 
 
-_write = os.write
+def _counting(moment: int, home: str) -> list[str]:
+    """Note calls from here on, and be killed at one of them."""
+    seen: list[str] = []
 
-
-def _counting(moment: int, home: str) -> list[int]:
-    """Count calls from here on, and be killed at one of them."""
-    seen = [0]
-
-    def step() -> None:
-        seen[0] += 1
-        if seen[0] == moment:
+    def step(name: str) -> None:
+        seen.append(name)
+        if len(seen) == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
         if event in _EVENTS and str(args[0]).startswith(home) and (event != "open" or args[2] & os.O_CREAT):
-            step()
+            step(event)
 
     def counted(name: str) -> None:
         real = getattr(os, name)
 
         def call(*args: Any) -> Any:
-            step()
+            step(name)
             return real(*args)
 
         setattr(os, name, call)

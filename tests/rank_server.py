@@ -52,7 +52,7 @@ class RankServer:
             folder: for what the ranks say.
             arguments: of the command.
             faults: rank -> [what, n]: at its n-th write into a data file, a rank is killed (`kill`), stopped (`stop`),
-                or its disk is full (`full`). `slow` makes each of its writes take n seconds.
+                told to end (`term`), or its disk is full (`full`). `slow` makes each of its writes take n seconds.
             more: rank -> further arguments.
         """
         assert self._process.stdin is not None
@@ -147,7 +147,7 @@ def _put_in(what: str, number: float) -> None:
         elif seen == number:
             if what == "full":
                 raise OSError(errno.ENOSPC, "No space left on device")
-            os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[what])
         return real(*args)
 
     os.pwrite = pwrite

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,12 +105,11 @@ def test_progress_is_that_of_all(checkpoints: Path, tmp_path: Path, server: Rank
 
 def test_a_failing_rank_ends_all_and_others_resume(checkpoints: Path, tmp_path: Path, server: RankServer) -> None:
     """A full disk on rank 1, while rank 0 would be busy for a long time."""
-    faults = {0: ["slow", 0.1], 1: ["full", 25]}
-    began = time.monotonic()
+    faults = {0: ["slow", 0.5], 1: ["full", 25]}
     said = server.convert(tmp_path, 2, checkpoints / "hf", tmp_path / "out", "--threads", "1", faults=faults)
     text = failed(said, "MS702")
-    assert time.monotonic() - began < 40  # a collective would have waited for two minutes
     assert "seen on rank 1" in text
+    assert "1 of 4 data files" in text  # rank 0 did not finish its own
     assert "--resume goes on from there" in text
     assert not (tmp_path / "out").exists()
     said = server.convert(tmp_path, 3, checkpoints / "hf", tmp_path / "out", "--resume")
@@ -144,6 +142,18 @@ def test_a_lost_rank_ends_all(
     assert not left.exists()
     assert not check_intact(tmp_path / "out").findings
     assert not verify(checkpoints / "hf", tmp_path / "out").findings
+
+
+def test_the_time_limit(checkpoints: Path, tmp_path: Path, server: RankServer) -> None:
+    """SIGTERM to all, as from a scheduler."""
+    arguments = (checkpoints / "hf", tmp_path / "out", "--threads", "1", "--progress", "none")
+    said = server.convert(tmp_path, 2, *arguments, faults={0: ["term", 25], 1: ["term", 25]})
+    assert [one.code for one in said] == [130, 130], said
+    assert said[0].err.startswith("interrupted; nothing was published\n")
+    assert "data files" in said[0].err
+    assert said[1].err == ""
+    assert [one.code for one in server.convert(tmp_path, 2, *arguments, "--resume")] == [0, 0]
+    assert tree(tmp_path / "out") == tree(checkpoints / "megatron")
 
 
 def test_ranks_that_differ_are_refused(checkpoints: Path, tmp_path: Path, server: RankServer) -> None:

@@ -112,13 +112,15 @@ def test_killed_at_any_moment(checkpoints: Path, tmp_path: Path, interrupter: In
     expected = tree(checkpoints / ("back" if way == "megatron" else "megatron"))
     output = Output(tmp_path / "out", threads=1, overwrite=way == "overwrite")
 
-    def start(moment: int) -> int:
+    def start(moment: int) -> list[str] | None:
         if way == "overwrite":
             output.destination.mkdir(exist_ok=True)
             (output.destination / "old").write_text("old")
         return interrupter.convert(moment, source, output.destination, threads=1, overwrite=output.overwrite)
 
-    total = start(0)
+    calls = start(0)
+    assert calls is not None
+    total = len(calls)
     assert total > 40
     assert tree(output.destination) == expected
     shutil.rmtree(output.destination)
@@ -126,7 +128,7 @@ def test_killed_at_any_moment(checkpoints: Path, tmp_path: Path, interrupter: In
     # the last ones are those of the publication
     moments = sorted({*rng.sample(range(1, total), 6 if way == "overwrite" else 12), *range(total - 8, total + 1, 2)})
     for moment in moments:
-        assert start(moment) == -signal.SIGKILL
+        assert start(moment) is None
         if output.destination.exists():
             assert tree(output.destination) in (expected, {"old": b"old"}), moment
         for left in leftovers(output.destination):
@@ -179,12 +181,16 @@ def test_killed_while_a_damaged_file_is_written_again(
     left = cut_off(monkeypatch, Request(source), output, after=2)
     os.truncate(left / "checkpoint" / min(finished_in(left)), 10)
     shutil.copytree(left, tmp_path / "copy")
-    total = interrupter.convert(0, source, output.destination, threads=1, resume=True)
-    for moment in range(1, total // 2, 5):
+    calls = interrupter.convert(0, source, output.destination, threads=1, resume=True)
+    assert calls is not None
+    # before each file gets its bytes: by then it has its size
+    moments = [at for at, name in enumerate(calls, 1) if name == "pwrite"]
+    assert len(moments) == 3
+    for moment in moments:
         shutil.rmtree(output.destination, ignore_errors=True)
         shutil.rmtree(left, ignore_errors=True)
         shutil.copytree(tmp_path / "copy", left)
-        assert interrupter.convert(moment, source, output.destination, threads=1, resume=True) == -signal.SIGKILL
+        assert interrupter.convert(moment, source, output.destination, threads=1, resume=True) is None
         resumed(Request(source), output)
         assert tree(output.destination) == tree(checkpoints / "megatron"), moment
 
@@ -258,15 +264,30 @@ def test_a_source_that_vanishes(
     assert tree(output.destination, copied=True) == tree(checkpoints / "megatron", copied=True)
 
 
+class Disk:
+    """A file system of its own below `folder`."""
+
+    def __init__(self, folder: Path, options: str) -> None:
+        self.folder, self._options = folder, options
+
+    def __enter__(self) -> Disk:
+        self.folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", self._options, "tmpfs", self.folder], capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting is not permitted here")
+        return self
+
+    def change(self, options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", self.folder], check=True)
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", self.folder], check=True)
+
+
 def test_a_full_disk(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system of its own that fills up, and is given more room."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=280k", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting is not permitted here")
-    try:
-        request, output = Request(checkpoints / "hf"), Output(disk / "out", threads=1)
+    """It fills up while the conversion runs, and is given more room."""
+    with Disk(tmp_path / "disk", "size=280k") as disk:
+        request, output = Request(checkpoints / "hf"), Output(disk.folder / "out", threads=1)
         with monkeypatch.context() as patched:
             usage = shutil.disk_usage("/")
             patched.setattr(shutil, "disk_usage", lambda path: usage)  # something else fills the disk in the meantime
@@ -274,11 +295,36 @@ def test_a_full_disk(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.Monk
                 convert(request, output)
         assert code_of(caught) == "MS702"
         assert "data files" in caught.value.__notes__[0]
-        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        disk.change("size=4m")
         assert resumed(request, output).kept > 0
         assert tree(output.destination) == tree(checkpoints / "megatron")
-    finally:
-        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_destination_that_is_read_only(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the beginning, and from some moment on."""
+    with Disk(tmp_path / "disk", "size=4m") as disk:
+        request, output = Request(checkpoints / "hf"), Output(disk.folder / "out", threads=1)
+        left = cut_off(monkeypatch, request, output, after=2)
+        before = tree(left)
+        disk.change("ro")
+        for more in ({}, {"resume": True}):
+            with pytest.raises(ConvertError) as caught:
+                convert(request, replace(output, **more))
+            assert code_of(caught) in ("MS712", "MS704")
+            assert "Read-only file system" in caught.value.diagnostics[0].message
+        assert tree(left) == before
+        disk.change("rw")
+        assert resumed(request, output).kept == 2
+        assert tree(output.destination) == tree(checkpoints / "megatron")
+
+
+def test_a_destination_that_is_a_disk(checkpoints: Path, tmp_path: Path) -> None:
+    """No rename can replace it, which is said before the work."""
+    with Disk(tmp_path / "disk", "size=4m") as disk:
+        with pytest.raises(ConvertError, match="MS712 the destination is a mount point"):
+            convert(Request(checkpoints / "hf"), Output(disk.folder))
+        assert list(disk.folder.iterdir()) == []
+    assert leftovers(disk.folder) == ()
 
 
 def test_a_journal_that_cannot_be_written(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
