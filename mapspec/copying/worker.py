@@ -15,7 +15,7 @@ from mapspec.copying.digests import Digester, FileDone
 from mapspec.copying.gather import Gather, Scratch
 from mapspec.copying.pieces import BoxIndex, Piece, Run, pieces_of, runs_of
 from mapspec.copying.source import ReadProblem, SourceFiles
-from mapspec.diagnostics import Diagnostic, Note
+from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill
 from mapspec.io.filesystem import Access
@@ -278,13 +278,9 @@ def _read_finding(problem: ReadProblem, job: Job) -> Diagnostic:
                 if chunk.file == problem.file and chunk.offset <= problem.offset < chunk.offset + chunk.nbytes:
                     assert part.source is not None
                     names = (part.source.name, fill.tensor.name)
-    return Diagnostic(
-        "MS703",
-        f"`{problem.file}` {problem.what}",
-        where=problem.file,
-        notes=(Note(f"while reading `{names[0]}` for `{names[1]}` in `{job.file}`"),),
-        help="the source changed or its disk has trouble; check it, then convert again",
-    )
+    doing = f"while reading `{names[0]}` for `{names[1]}` in `{job.file}`"
+    help_ = "the source changed or its disk has trouble; check it, then convert again"
+    return problem.finding(Path(), doing, help_)
 
 
 def write_problem(error: OSError, path: Path) -> Diagnostic:

@@ -88,7 +88,7 @@ def load(
 
     Args:
         model: the HybridModel of this rank, in wrappers or not, or a list of chunks.
-        hf_dir: folder of the checkpoint, visible to every rank.
+        hf_dir: folder or URL of the checkpoint, visible to every rank.
         spec: mapping by name or path; by default the one that lists the config's architecture.
         flavours: choices to make; by default those that the names of checkpoint and model decide.
         sets: changes to the config, `key=value`.

@@ -20,13 +20,12 @@ from mapspec.collapse import collapse
 from mapspec.diagnostics import Diagnostic, Note, nearest
 from mapspec.errors import ConvertError, PlanError, SpecError
 from mapspec.link import Linked
-from mapspec.live.choosing import choose_for_model
 from mapspec.live.hyper import differing_fields
 from mapspec.live.names import LocalTensor, live_tensors, skeleton
+from mapspec.live.proven import table_for
 from mapspec.live.team import Place, Team
-from mapspec.prove import prove
 from mapspec.ranks import Shard, local_name, local_shape, owns
-from mapspec.table import Row, Table, build_table
+from mapspec.table import Row, Table
 from mapspec.tensors import DTYPES
 
 __all__ = ["Held", "Live", "match"]
@@ -108,11 +107,7 @@ def match(
             help_ = "all ranks have to be called with the same arguments"
             raise SpecError(Diagnostic("MS756", message, where="arguments", help=help_))
         shapes = {name: shape for _, part in reversed(told) for name, shape in part.items()}
-        bound = choose_for_model(linked, config, choices, shapes, team.place.shard.tp_size)
-        table = build_table(bound)
-        proof = prove(table)
-        if proof.findings:
-            raise SpecError(proof.findings)
+        table = table_for(linked, config, choices, shapes, team.place.shard.tp_size)
         differences = differing_fields(models[0], config)
         held = _held(table, locals_, team.place.shard, differences)
     codes = np.zeros(len(table.rows), np.uint8)

@@ -192,8 +192,8 @@ def _copy(source: StoredTensor, target: StoredTensor, root: Path, writer: Writer
             files.read_into(view, here.file, here.offset + at)
             writer.put(there.file, there.offset + at, view)
     except ReadProblem as problem:
-        message = f"`{problem.file}` {problem.what}"
-        raise CheckpointError(Diagnostic("MS703", message, where=str(root / problem.file))) from problem
+        help_ = "fetch the file again, then save again"
+        raise CheckpointError(problem.finding(root, f"while copying `{source.name}`", help_)) from problem
     finally:
         files.close()
 

@@ -30,6 +30,7 @@ __all__ = ["Reader", "Writer", "slices"]
 _BLOCK = 4 << 20
 _SHORT_RUN = 512
 _MANY_RUNS = 4096
+_LONG_RUN = 1 << 16
 
 
 class _CountedFiles(SourceFiles):
@@ -94,7 +95,9 @@ class Reader:
         shape, item = box_shape(block), itemsize(piece.dtype)
         nbytes = numel(shape) * item
         part = _part(piece, block)
-        runs = runs_of([part], block, piece.dtype, _shortest(piece))
+        # Where each request waits for an answer, whole rows cost less than thousands of short ones.
+        shortest = _LONG_RUN if self._files.window else _shortest(piece)
+        runs = runs_of([part], block, piece.dtype, shortest)
         if runs is None:
             gather = Gather(block, piece.dtype, [part])
             gather.read(block, self._view[:nbytes], self._files, self._scratch)
