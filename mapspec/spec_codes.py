@@ -273,6 +273,8 @@ SPEC_CODES: dict[str, Code] = {
         "two-spellings",
         "The checkpoint holds tensors that mark two choices of one flavour, so it cannot be all of either.",
         "Choose one with --flavour; the tensors of the other are then reported as extra.",
+        wrong="backbone.layers.0.norm.weight and model.layers.0.norm.weight in one checkpoint",
+        right="backbone.layers.0.norm.weight throughout, or model.layers.0.norm.weight throughout",
     ),
     "MS411": Code(
         "unusable-option",
@@ -330,21 +332,29 @@ SPEC_CODES: dict[str, Code] = {
         "tensor-absent",
         "The spec and the config promise tensors that the checkpoint does not hold.",
         "Complete the checkpoint, or correct what config.json promises (`--set` for one run).",
+        wrong='"num_nextn_predict_layers": 1, and no tensor below mtp.',
+        right='"num_nextn_predict_layers": 0',
     ),
     "MS512": Code(
         "tensor-unmapped",
         "The checkpoint holds tensors that no rule maps. Nothing is dropped in silence.",
         "Map them, or list them under `passthrough` or `ignore_hf` with the reason.",
+        wrong="layers.0.mixer.sinks in the checkpoint, and in no rule",
+        right="ignore_hf:\n  backbone.layers.{layer}.mixer.sinks: computed from the config by every reader",
     ),
     "MS513": Code(
         "shape-differs",
         "A tensor has another shape than the rule's dimensions are for this config.",
         "Find out whether config.json belongs to the tensors; else correct the rule's `shape`.",
+        wrong='"intermediate_size": 160, and up_proj of shape [192, 64]',
+        right='"intermediate_size": 192',
     ),
     "MS514": Code(
         "dtype-differs",
         "A tensor has a dtype that its role does not accept.",
         "Convert from the unquantised release, allow the dtype in the role, or ask for the cast.",
+        wrong="role router_bias accepts [float32], and the tensor is bfloat16",
+        right="mapspec convert SRC DST --cast router_bias=float32",
     ),
     "MS515": Code(
         "dtypes-mixed",
@@ -355,5 +365,7 @@ SPEC_CODES: dict[str, Code] = {
         "unknown-tensor",
         "A name was asked for that neither side of the mapping has for this config.",
         "Look it up with `mapspec show SPEC --config config.json`.",
+        wrong="mapspec resolve nemotron_h backbone.layers.0.mixer.gate.wieght --config .",
+        right="mapspec resolve nemotron_h backbone.layers.0.mixer.gate.weight --config .",
     ),
 }

@@ -39,9 +39,13 @@ def test_entries_are_sentences() -> None:
         assert entry.fix.endswith("."), code
 
 
-def test_codes_about_the_text_of_a_spec_have_examples() -> None:
+# What is wrong there is an installation, a running job or a part of a model: nothing that two lines of text would show.
+WITHOUT_TEXT = re.compile(r"MS(44[0-35-7]|45|46|515)")
+
+
+def test_codes_about_what_people_write_have_examples() -> None:
     for code, entry in CODES.items():
-        if re.match(r"MS(0|1|2|3|40[1-9]|412|50[1-5])", code):
+        if re.match(r"MS[0-5]", code) and not WITHOUT_TEXT.match(code):
             assert entry.wrong, code
             assert entry.right, code
             assert entry.wrong != entry.right, code
