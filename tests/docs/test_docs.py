@@ -282,7 +282,14 @@ def test_every_option_of_the_pages_exists() -> None:
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         # Options of other programs stand there too.
-        others = {"--load", "--update-golden", "--stdio", "--install-completion", "--use-checkpoint-args"}
+        others = {
+            "--load",
+            "--update-golden",
+            "--stdio",
+            "--install-completion",
+            "--use-checkpoint-args",
+            "--ckpt-format",
+        }
         if page == "docs/megatron_lm.md":  # a test of its own reads them
             continue
         if page == "docs/cluster.md":  # those of torchrun, srun and sbatch
