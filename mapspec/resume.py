@@ -31,7 +31,7 @@ __all__ = ["conversion_identity", "differences", "find", "remove_others", "requi
 _BLOCK = 1 << 20
 
 # They say where and how to write, not what.
-_HOW = ("destination", "overwrite", "threads", "fsync", "resume", "recheck", "keep")
+_HOW = ("destination", "overwrite", "threads", "max_memory", "fsync", "resume", "recheck", "keep")
 _WHERE = ("source", "reference", "spec", "io")
 
 

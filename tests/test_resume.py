@@ -464,11 +464,13 @@ def test_resume_without_leftover_begins(checkpoints: Path, tmp_path: Path) -> No
     assert tree(tmp_path / "out") == tree(checkpoints / "megatron")
 
 
-def test_other_threads_keep_the_layout(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_threads_and_memory_keep_the_layout(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The number of files follows the threads of the first run, not those of the run that goes on."""
     request, output = Request(checkpoints / "hf"), Output(tmp_path / "out", threads=6)
     cut_off(monkeypatch, request, output, after=2)
-    assert resumed(request, replace(output, threads=1)).kept >= 2
+    assert resumed(request, replace(output, threads=1, max_memory=1 << 30)).kept >= 2
     assert len(list(output.destination.rglob("*.distcp"))) == 6
 
 
