@@ -122,15 +122,13 @@ def checkpoint_runs(kind: str, root: Path, nbytes: int, others: bool) -> list[tu
 
 
 def startup(root: Path, rounds: int) -> None:
-    """The command line on checkpoints of a few megabytes."""
-    make("dense", root / "tiny-source", 1)
-    config = json.loads((root / "tiny-source" / "config.json").read_text())
-    shutil.rmtree(root / "tiny-source")
-    config |= {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64, "mamba_num_heads": 8, "mamba_head_dim": 8}
+    """The command line on a checkpoint of some kilobytes."""
+    config = json.loads((CONFIGS / "nemotron-h-every-option.json").read_text())
+    config |= {"use_bias": False, "attention_bias": False, "mlp_bias": False, "num_nextn_predict_layers": 0}
     (root / "tiny").mkdir()
-    lay_out(config | {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8}, root / "tiny")
+    lay_out(config, root / "tiny")
     python = [sys.executable, "-m", "mapspec"]
-    print(f"\nthe command on a checkpoint of a few MB, {rounds} rounds: seconds, median (least to most)")
+    print(f"\nthe command on a checkpoint of some kB, {rounds} rounds: seconds, median (least to most)")
     for label, command in {
         "python -c pass": [sys.executable, "-c", "pass"],
         "mapspec plan": [*python, "plan", str(root / "tiny")],

@@ -96,11 +96,9 @@ def megatron(source: Path, target: Path, fsync: bool) -> Callable[[], object]:
     def run() -> None:
         target.mkdir()
         state = {key: ShardedTensor.from_rank_offsets(key, value) for key, value in _loaded(source).items()}
-        with cpu_adapters():
+        with one_process_group(), cpu_adapters():
             save(state, str(target))
 
-    group = one_process_group()
-    group.__enter__()
     return run
 
 
