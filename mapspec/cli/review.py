@@ -1,4 +1,4 @@
-"""Commands for reviews: diff."""
+"""Commands for reviews: diff, and the driver for git's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from mapspec.cli.app import app
 from mapspec.cli.options import OutputOpt, SourceUrlOpt, source_template, write_result
 
-__all__ = ["diff"]
+__all__ = ["diff", "driver"]
 
 
 class DiffFormat(StrEnum):
@@ -94,3 +94,23 @@ def diff(
         else:
             write_result(diff_formats.FORMATS[format.value](report), output)
     raise typer.Exit(1 if report.fails(None if fail_on is FailOn.NEVER else fail_on.value) else 0)
+
+
+@app.command()
+def driver(
+    path: Annotated[str, typer.Argument(help="The file, relative to the top of the working tree.", show_default=False)],
+    old_file: Annotated[Path, typer.Argument(help="Its content before.", show_default=False)],
+    old_hex: Annotated[str, typer.Argument(help="Its object before.", show_default=False)],
+    old_mode: Annotated[str, typer.Argument(help="Its mode before.", show_default=False)],
+    new_file: Annotated[Path, typer.Argument(help="Its content after.", show_default=False)],
+    new_hex: Annotated[str, typer.Argument(help="Its object after.", show_default=False)],
+    new_mode: Annotated[str, typer.Argument(help="Its mode after.", show_default=False)],
+    renamed: Annotated[list[str] | None, typer.Argument(help="Of a renamed file: its new name and more.")] = None,
+) -> None:
+    """Show what a change of one spec does, for `git diff`: git config diff.mapspec.command "mapspec driver"."""
+    from mapspec.diff.driver import compare_file
+    from mapspec.render.diff_text import render_diff_text
+
+    del old_hex, old_mode, new_hex, new_mode  # git hands them over; the contents say all
+    report = compare_file((renamed or [path])[0], old_file, new_file, Path.cwd())
+    typer.echo(render_diff_text(report))

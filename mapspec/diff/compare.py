@@ -58,7 +58,9 @@ def compare(base: Side, head: Side, accepted: Accepted | None = None) -> Report:
             )
             store.add(found)
         readable = new is None or not new.findings
-        pairs.append((kind, name, _reading(old), _reading(new), identical, readable))
+        here = files[1] or files[0]
+        assert here is not None
+        pairs.append((kind, here.name, _reading(old), _reading(new), identical, readable))
     for result in mappings:
         compare_declared(result, store)
     _refactors(pairs, store, base, head)
@@ -81,7 +83,7 @@ def _refactors(
 ) -> None:
     """DC501 for every spec whose own text differs, and of which nothing else was found."""
     for kind, name, old, new, _, _ in pairs:
-        files = base.specs.get((kind, name)), head.specs.get((kind, name))
+        files = tuple(side.specs.get((kind, name)) or side.specs.get((kind, "")) for side in (base, head))
         if old is None or new is None or files[0] is None or files[1] is None:
             continue
         told = any(

@@ -108,7 +108,7 @@ class Repository:
             path = os.fsdecode(name)
             if len(words) != 4 or words[1] != b"blob" or words[0] == b"120000" or not path.endswith(_SUFFIXES):
                 continue
-            if words[3].isdigit() and int(words[3]) <= _LARGEST:
+            if not words[3].isdigit() or int(words[3]) <= _LARGEST:  # git knows no size of what it has not got
                 files.append((words[2].decode(), path))
         wanted = "".join(f"{blob}\n" for blob, _ in files).encode()
         done = self._git("cat-file", "--batch", stdin=wanted)

@@ -204,6 +204,15 @@ FOLDERS: Mapping[str, Mapping[str, tuple[str, Callable[[Path], None] | None]]] =
 }
 
 
+def _review(folder: Path) -> None:
+    """For docs/review.md: the specs, with k and v exchanged, and with an axis renamed."""
+    planted = runpy.run_path(str(ROOT / "tests" / "diff" / "planted.py"))
+    mistakes = {edit.name: edit for _, edit in planted["PLANTED"]}
+    sides = {"before": (), "after": (mistakes["k and v swapped"],), "tidied": (planted["REFACTORS"][1],)}
+    for name, edits in sides.items():
+        planted["write_side"](folder / name, *edits, models=planted["FEW"])
+
+
 @pytest.fixture
 def stage(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Makes the folder of a page, and goes there."""
@@ -212,6 +221,8 @@ def stage(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.chdir(tmp_path)
         for link_name in ("mappings", "providers", "tests"):
             (tmp_path / link_name).symlink_to(ROOT / link_name)
+        if page == "docs/review.md":
+            _review(tmp_path)
         for folder, (variant, change) in FOLDERS.get(page, {}).items():
             shutil.copytree(tiny(variant), tmp_path / folder)
             if change is not None:
@@ -289,6 +300,7 @@ def test_every_option_of_the_pages_exists() -> None:
             "--install-completion",
             "--use-checkpoint-args",
             "--ckpt-format",
+            "--no-ext-diff",
         }
         if page == "docs/megatron_lm.md":  # a test of its own reads them
             continue
