@@ -87,7 +87,7 @@ def _included_document(
 ) -> Document[v1.Mapping]:  # fmt: skip
     span = scope.span("include", name, "mapping")
     reference, _, major = include.mapping.partition("@")
-    path = find_spec(reference, near=here[-1].parent, span=span)
+    path = find_spec(reference, near=Path(span.path).parent, span=span)  # relative to the file that says it
     if path.resolve() in {p.resolve() for p in here}:
         ring = " -> ".join(p.name for p in (*here, path))
         raise SpecError(Diagnostic("MS302", f"`include` runs in a circle: {ring}", span))

@@ -45,7 +45,7 @@ class Started:
         name: of the variant.
         files: the files that were written, with what each is.
         guesses: what has to be read and confirmed, in the order of files and lines.
-        tensors: how many tensors the checkpoint has; `None` without one.
+        tensors: how many tensors the checkpoint has; `None` where none were looked at.
         unexplained: how many of them, and of those that rules expect, have no counterpart.
         findings: what is missing, and what lint says.
     """
@@ -113,7 +113,7 @@ def start_variant(name: str, like: str, config: Path, keys: Path | None, out: Pa
     if provider is not None and not findings:
         findings += _linted(provider_path)
     guesses = [guess for path, draft in drafts for guess in _guesses(draft, path, texts[path])]
-    count = None if evidence.tensors is None else len(evidence.tensors)
+    count = None if evidence.tensors is None or trial.table is None else len(evidence.tensors)
     return Started(
         name,
         {path: about[path] for path in texts},

@@ -14,7 +14,7 @@ from mapspec.documents import Document, available, merged_tree
 from mapspec.errors import SpecError
 from mapspec.provider.installed import NOT_LITERAL, config_fields
 from mapspec.provider.resolve import resolve_provider
-from mapspec.provider.spec import ProviderSpec, read_provider
+from mapspec.provider.spec import ProviderSpec, read_provider, with_included
 from mapspec.schema import provider_v1, validate
 from mapspec.text import parse_yaml, read_yaml
 
@@ -86,7 +86,7 @@ def _without_checks(spec: ProviderSpec, failed: Sequence[Diagnostic]) -> Change:
 def _read(draft: Draft, path: Path) -> tuple[ProviderSpec | None, tuple[Diagnostic, ...]]:
     try:
         tree = merged_tree(path, parse_yaml(draft.text(), str(path)))
-        return ProviderSpec(Document(path, tree, validate(tree, provider_v1.Provider))), ()
+        return with_included(Document(path, tree, validate(tree, provider_v1.Provider))), ()
     except SpecError as error:
         return None, error.diagnostics
 
@@ -158,7 +158,7 @@ def _unknown(spec: ProviderSpec, config: Mapping[str, Any]) -> Iterator[Change]:
     """A place for every config key that the provider does not account for."""
     fields = config_fields()
     for key, value in config.items():
-        if key in spec.known_keys():
+        if key in spec.known_keys() or isinstance(value, dict):  # parts of a config have specs of their own
             continue
         absent = [old for old, (entry, spelling) in spec.keys.items() if not _present(entry.decl, config)]
         likely = max(absent, key=lambda old: alike(old, key), default=None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mapspec.choose import listed_architectures
 from mapspec.diagnostics import Diagnostic
-from mapspec.documents import check_major, find_spec, read_document
+from mapspec.documents import Document, check_major, find_spec, read_document
 from mapspec.errors import SpecError
 from mapspec.expr import ExprError, parse_expr
 from mapspec.provider.declared import Entry, ProviderSpec, Scope
@@ -33,12 +33,21 @@ def read_provider(name: str | Path) -> ProviderSpec:
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> ProviderSpec:
-    document = read_document(path, v1.Provider)
+    return with_included(read_document(path, v1.Provider), chain)
+
+
+def with_included(document: Document[v1.Provider], chain: tuple[Path, ...] = ()) -> ProviderSpec:
+    """The spec of a document, with what it includes; its names are not checked.
+
+    Raises:
+        SpecError: an include is not found, runs in a circle, or does not read.
+    """
+    path = document.path
     included = {}
     for name, include in document.model.include.items():
         span = document.tree.span(("include", name, "provider"))
         wanted, _, major = include.provider.partition("@")
-        inner = find_spec(wanted, "providers", near=path.parent, span=span)
+        inner = find_spec(wanted, "providers", near=Path(span.path).parent, span=span)
         if inner.resolve() in {p.resolve() for p in (*chain, path)}:
             ring = " -> ".join(p.name for p in (*chain, path, inner))
             raise SpecError(Diagnostic("MS302", f"`include` runs in a circle: {ring}", span))

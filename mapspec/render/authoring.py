@@ -27,7 +27,9 @@ def render_started(done: Started, keys: Path | None) -> str:
 
 def _tensors(done: Started) -> str:
     if done.tensors is None:
-        return "no tensors were looked at: give the checkpoint, or a list of its tensors, with --keys"
+        blocked = any(finding.code != "MS863" for finding in done.findings)
+        why = "the config has to fit first, see below" if blocked else "give the checkpoint with --keys"
+        return f"no tensors were looked at: {why}"
     if not done.unexplained:
         return f"all {done.tensors:,} tensors of the checkpoint are mapped"
     return f"of the checkpoint's {done.tensors:,} tensors and those that rules expect, {done.unexplained:,} are open"
