@@ -23,6 +23,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mapspec lint mappings providers
+	$(BIN)/mapspec fmt --check mappings providers
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -9,7 +9,7 @@ import mapspec
 from mapspec.codes import CODES
 
 HERE = Path(mapspec.__file__).parent
-TABLES = ("codes.py", "spec_codes.py")
+TABLES = ("codes.py", "file_codes.py", "run_codes.py", "spec_codes.py")
 
 
 def _used() -> set[str]:

@@ -17,7 +17,7 @@ HERE = Path(mapspec.__file__).parent
 LAYERS = (
     ("_version", "tensors"),
     ("diagnostics", "errors"),
-    ("text", "names", "arrange", "collapse", "expr", "spec_codes"),
+    ("text", "names", "arrange", "collapse", "expr", "file_codes", "run_codes", "spec_codes"),
     ("codes", "schema.v1", "schema.provider_v1", "schema.export"),
     ("schema",),
     ("documents", "circles"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,65 +13,23 @@ from mapspec.bound import BoundRule
 from mapspec.diagnostics import Diagnostic
 from mapspec.diff.codes import DIFF_CODES
 from mapspec.diff.edits import Edit, edits_between, reach, touching
+from mapspec.diff.faults import LISTS, faults_of
+from mapspec.diff.linked import Version, reference_models
 from mapspec.diff.model import Earlier, ModelDiff, Place, State, Through
 from mapspec.diff.parts import Found, Names, Store
 from mapspec.diff.published import published_names
-from mapspec.diff.sides import Side, SpecFile
+from mapspec.diff.sides import Side
 from mapspec.diff.tables import Outcome, TableDiff, compare_tables
-from mapspec.documents import looking_first_in, reference_configs
-from mapspec.errors import MapspecError, SpecError
+from mapspec.errors import SpecError
 from mapspec.io.json_config import read_config
-from mapspec.link import Linked, Scope, link_file
-from mapspec.names import Pattern
-from mapspec.prove import prove
+from mapspec.link import Scope
 from mapspec.schema import v1
-from mapspec.table import SURFACES, build_table
+from mapspec.table import build_table
 from mapspec.text import Path_, read_yaml
 
 __all__ = ["MappingDiff", "Version", "compare_mapping"]
 
 _SMALL = 2_000  # rows; larger models are bound under other flavours only for rules that no smaller one has
-
-
-@dataclass(frozen=True)
-class Version:
-    """A mapping on one side: linked, or the findings why not."""
-
-    side: Side
-    file: SpecFile
-    linked: Linked | None
-    findings: tuple[Diagnostic, ...] = ()
-
-    @staticmethod
-    def load(side: Side, file: SpecFile) -> Version:
-        """Read and link it, with names meaning the specs of its own side."""
-        try:
-            with looking_first_in(side.folders()):
-                return Version(side, file, link_file(file.path))
-        except MapspecError as error:
-            return Version(side, file, None, error.diagnostics)
-
-    @cached_property
-    def texts(self) -> Mapping[str, str]:
-        """Every file that takes part, by its path below the root."""
-        paths = {self.file.path}
-        for scope in self.linked.scopes if self.linked else ():
-            paths |= {scope.document.path, *scope.document.parents}
-        return {self.side.relative(p): p.read_text(encoding="utf-8", errors="replace") for p in sorted(paths)}
-
-    @cached_property
-    def references(self) -> Mapping[str, Path | None]:
-        """Reference models with their configs."""
-        found = reference_configs(self.linked.top.document) if self.linked else ()
-        return {name: file if isinstance(file, Path) else None for name, file in found}
-
-    @property
-    def version(self) -> str | None:
-        return self.linked.top.spec.metadata.version if self.linked else None
-
-    def lines(self, found: Iterable[Diagnostic]) -> list[str]:
-        """Findings as lines, with places below the root."""
-        return [f"{place}: {d.code} {d.message}" if (place := self.side.place(d.span)) else d.one_line() for d in found]
 
 
 @dataclass(frozen=True)
@@ -94,7 +52,7 @@ def compare_mapping(old: Version, new: Version, store: Store, owners: Mapping[st
     if old.linked is None or new.linked is None:
         _broken(old, new, store)
         return MappingDiff(old, new, old.texts == new.texts)
-    configs = _configs(old, new)
+    configs = reference_models(old, new)
     if old.texts == new.texts and not any(changed for _, changed in configs.values()):
         return MappingDiff(old, new, True)
     comparison = _Comparison(old, new, store, owners)
@@ -116,16 +74,6 @@ def _broken(old: Version, new: Version, store: Store) -> None:
         store.add(found)
     elif old.linked is None and new.linked is not None:
         store.add(Found("DC401", (name,), name, name, "could not be read", "can be read"))
-
-
-def _configs(old: Version, new: Version) -> dict[str, tuple[Path | None, bool]]:
-    """Reference -> the config that both sides are bound to (the head's where it has one), and whether it changed."""
-    out: dict[str, tuple[Path | None, bool]] = {}
-    for name in dict.fromkeys((*new.references, *old.references)):
-        was, now = old.references.get(name), new.references.get(name)
-        changed = was is not None and now is not None and was.read_bytes() != now.read_bytes()
-        out[name] = (now or was, changed)
-    return out
 
 
 @dataclass
@@ -209,14 +157,14 @@ class _Comparison:
         for version, bound in ((self.old, old), (self.new, new)):
             self.store.alive |= {(version.side.relative(Path(r.span.path)), r.block, r.key) for r in bound.rules}
         diff = compare_tables(old, new, published)
-        lists = [[(str(p), s) for s in _LISTS for p, _, _ in getattr(b, s)] for b in (old, new)]
+        lists = [[(str(p), s) for s in LISTS for p, _, _ in getattr(b, s)] for b in (old, new)]
         objects = old.objects != new.objects and self.objects(name, label, old, new)
         ties = [{(str(a), str(b)) for a, b, _ in bound.ties} for bound in (old, new)]
         if not diff.outcomes and lists[0] == lists[1] and ties[0] == ties[1]:
             return (State.CHANGED if objects else State.IDENTICAL), diff
         lists_differ, ties_differ = lists[0] != lists[1], ties[0] != ties[1]
         was, now = (
-            _faults(bound, diff.changed[side], diff.names[1 - side], lists_differ, ties_differ)
+            faults_of(bound, diff.changed[side], diff.names[1 - side], lists_differ, ties_differ)
             for side, bound in enumerate((old, new))
         )
         if now and not was:
@@ -395,7 +343,7 @@ class _Comparison:
         names = found.models.setdefault((spec, name), Names())
         if not names.tensors:
             names.tensors = len(was ^ now)
-            names.megatron = [o.rpartition("/shard_")[0] for o in was ^ now]
+            names.megatron = [o.rpartition("/shard_")[0] for o in sorted(was ^ now)]
             names.flavours += [label] if label else []
         return True
 
@@ -457,57 +405,9 @@ def _defaults(old: v1.Flavour, new: v1.Flavour) -> tuple[str, str]:
     return texts[0], texts[1]
 
 
-def _faults(
-    bound: Bound, mine: Sequence[BoundRule], known: Mapping[str, frozenset[str]], lists: bool, ties: bool
-) -> tuple[Diagnostic, ...]:
-    """Why a binding is no bijection, as far as the other side can be one all the same: a matter of the rules that
-    differ, and of those that claim names which only these make.
-
-    Args:
-        mine: the rules that differ.
-        known: names that their counterparts make.
-        lists, ties: whether what is ignored, or what is tied, differs.
-    """
-    rules = list(mine)
-    rest = [rule for rule in bound.rules if not any(rule is other for other in rules)]
-    table = build_table(replace(bound, rules=tuple(rules), ties=()))
-    if ties or {str(name) for tie in bound.ties for name in tie[:2]} & table.by_megatron.keys():
-        return prove(build_table(bound)).findings
-    for surface in SURFACES:
-        fresh = frozenset(table.by_megatron if surface == "megatron" else table.inventory(surface)) - known[surface]
-        rules += [rule for rule in rest if _claims_one_of(rule, surface, fresh)]
-    if lists:
-        entries = [(section, pattern) for section in _LISTS for pattern, _, _ in getattr(bound, section)]
-        rules += [rule for rule in rest if any(_may_meet(rule, section, p) for section, p in entries)]
-    unique = tuple({id(rule): rule for rule in rules}.values())
-    return prove(build_table(replace(bound, rules=unique, ties=()))).findings
-
-
-def _claims_one_of(rule: BoundRule, surface: str, names: Iterable[str]) -> bool:
-    """Whether a rule may make one of the names; in torch_dist, a segment stands behind the rule's own."""
-    sides = {"hf": rule.hf, "stored": (rule.stored,), "megatron": (rule.megatron,)}[surface]
-    patterns = [side.pattern for side in sides]
-    return any(p.match(name) or p.match(name.rpartition(".")[0]) for name in names for p in patterns)
-
-
-def _may_meet(rule: BoundRule, section: str, entry: Pattern) -> bool:
-    """Whether an entry of a list may match a name of the rule, by how both begin and end."""
-    sides = (rule.stored,) if section == "ignore_megatron" else rule.hf
-    for pattern in (side.pattern for side in sides):
-        heads = [p.parts[0] if p.parts and isinstance(p.parts[0], str) else "" for p in (entry, pattern)]
-        tails = [p.parts[-1] if p.parts and isinstance(p.parts[-1], str) else "" for p in (entry, pattern)]
-        begins = heads[0].startswith(heads[1]) or heads[1].startswith(heads[0])
-        if begins and (section == "ignore_megatron" or tails[0].endswith(tails[1]) or tails[1].endswith(tails[0])):
-            return True
-    return False
-
-
 def _is_meant(edit: Edit) -> bool:
     """Whether an edit may matter to any tensor at all."""
     return edit.path[:1] != ("metadata",) and edit.path[-1] not in ("about", "note")
-
-
-_LISTS = ("passthrough", "ignore_hf", "ignore_megatron")
 
 
 def _way(scope: Scope, owner: str, version: Version, owners: Mapping[str, str]) -> tuple[str, Place] | None:

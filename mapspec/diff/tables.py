@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mapspec.bound import Bound, BoundRule
-from mapspec.diff.rules import Forms, Sides, Signature, arrangement, rule_key, sides_of, sources
+from mapspec.diff.rules import Forms, Sides, Signature, rule_key, sides_of, sources
+from mapspec.diff.words import (
+    cut_of,
+    hf_shapes,
+    in_keys,
+    keyed,
+    made_of,
+    names_of,
+    order_of,
+    policy_of,
+    shapes_of,
+    stored_as,
+)
 from mapspec.names import Pattern
 from mapspec.table import Row, RuleForms, build_table
 from mapspec.tensors import Box
@@ -123,10 +135,10 @@ class _Comparison:
             self.sourced(old, new, one, other)
         elif a.shape != b.shape:
             pass  # said already
-        elif sorted(zip(_names(one.hf), a.hf_shapes, strict=True)) != sorted(
-            zip(_names(other.hf), b.hf_shapes, strict=True)
+        elif sorted(zip(names_of(one.hf), a.hf_shapes, strict=True)) != sorted(
+            zip(names_of(other.hf), b.hf_shapes, strict=True)
         ):
-            self.add("DC204", old, new, one, other, _shapes(a), _shapes(b))
+            self.add("DC204", old, new, one, other, shapes_of(a), shapes_of(b))
         elif sources(one, a) != sources(other, b):
             self.moved(old, new, one, other)
         if one.stored != other.stored or (a.stored_shapes, a.stored_region) != (b.stored_shapes, b.stored_region):
@@ -136,7 +148,7 @@ class _Comparison:
         """It is made of other Hugging Face tensors."""
         was, now = {n for n, _ in one.hf}, {n for n, _ in other.hf}
         a, b = self.signature(old), self.signature(new)
-        before, after = _made_of(old), _made_of(new)
+        before, after = made_of(old), made_of(new)
         if now <= self.old_hf and was <= self.new_hf and a.hf_shapes == b.hf_shapes:
             # Every name is there on both sides and fits as before: nobody notices.
             same_rule = _identity(old.rule) == _identity(new.rule) and before == after
@@ -144,24 +156,24 @@ class _Comparison:
         elif a.hf_shapes == b.hf_shapes:
             self.add("DC202", old, new, one, other, before, after)
         else:
-            self.add("DC202", old, new, one, other, f"{before} {_hf_shapes(a)}", f"{after} {_hf_shapes(b)}")
+            self.add("DC202", old, new, one, other, f"{before} {hf_shapes(a)}", f"{after} {hf_shapes(b)}")
 
     def moved(self, old: Row, new: Row, one: Sides, other: Sides) -> None:
         """The same Hugging Face tensors, and other elements of them."""
-        before, after = _made_of(old), _made_of(new)
+        before, after = made_of(old), made_of(new)
         if [lead for _, lead in one.hf] != [lead for _, lead in other.hf]:
             self.add("DC104", old, new, one, other, before, after)
         elif before != after and len(one.hf) > 1:
             self.add("DC101", old, new, one, other, before, after)
         else:
-            self.add("DC102", old, new, one, other, _order(old), _order(new))
+            self.add("DC102", old, new, one, other, order_of(old), order_of(new))
 
     def stored(self, old: Row, new: Row, one: Sides, other: Sides) -> None:
         """Other tensors of torch_dist, or other elements of them."""
         a, b = self.signature(old), self.signature(new)
-        keys = _names(one.stored), _names(other.stored)
+        keys = names_of(one.stored), names_of(other.stored)
         if set(keys[0]) != set(keys[1]):
-            self.add("DC203", old, new, one, other, _stored(old, one), _stored(new, other))
+            self.add("DC203", old, new, one, other, stored_as(old, one), stored_as(new, other))
             return
         if a.shape != b.shape:
             return  # said of the whole tensor
@@ -171,7 +183,7 @@ class _Comparison:
             return
         shapes = [dict(zip(k, s.stored_shapes, strict=True)) for k, s in zip(keys, (a, b), strict=True)]
         if shapes[0] != shapes[1]:
-            before, after = (f"in torch_dist {_keyed(x)}" for x in shapes)
+            before, after = (f"in torch_dist {keyed(x)}" for x in shapes)
             self.add("DC204", old, new, one, other, before, after)
             return
         places = [
@@ -180,7 +192,7 @@ class _Comparison:
         ]
         if places[0] != places[1]:
             moved = [lead for _, lead in one.stored] != [lead for _, lead in other.stored]
-            self.add("DC104" if moved else "DC101", old, new, one, other, _in_keys(old), _in_keys(new))
+            self.add("DC104" if moved else "DC101", old, new, one, other, in_keys(old), in_keys(new))
 
     def compared(self, old: Row, new: Row) -> Sequence[tuple[str, str, str]]:
         """(class, before, after) of everything but names, the same for all rows of two rules."""
@@ -203,8 +215,8 @@ class _Comparison:
             del lost[name], gained[partner.megatron]
             stored_alike = one.stored == other.stored
             code = "DC207" if stored_alike else "DC203"
-            before = str(row.rule.megatron.pattern) if stored_alike else _stored(row, one)
-            after = str(partner.rule.megatron.pattern) if stored_alike else _stored(partner, other)
+            before = str(row.rule.megatron.pattern) if stored_alike else stored_as(row, one)
+            after = str(partner.rule.megatron.pattern) if stored_alike else stored_as(partner, other)
             self.add(code, row, partner, one, other, before, after)
             for more, was, now in self.compared(row, partner):
                 self.add(more, row, partner, one, other, was, now)
@@ -212,7 +224,7 @@ class _Comparison:
     def lose(self, row: Row, news: Mapping[str, Row]) -> None:
         one = sides_of(row)
         names = [name for name, _ in one.hf]
-        where = _made_of(row)
+        where = made_of(row)
         places = self.new_places
         if all(name in self.new_hf for name in names) and all(not lead or (n, lead) in places for n, lead in one.hf):
             self.add("DC203", row, None, one, None, str(row.rule.megatron.pattern), self.holders(names, news))
@@ -236,7 +248,7 @@ class _Comparison:
         places = self.old_places
         if all(name in self.old_hf for name in names) and all(not lead or (n, lead) in places for n, lead in other.hf):
             return  # said with the tensors that its sources were part of
-        made = _made_of(row)
+        made = made_of(row)
         for section in ("ignore_hf", "passthrough"):
             entry = next((e for e in getattr(self.old, section) if any(e[0].match(n) for n in names)), None)
             if entry is not None:
@@ -350,14 +362,14 @@ def _compare(old: Forms, new: Forms) -> Iterable[tuple[str, str, str]]:
     if a == b:
         return
     if a.shape != b.shape:
-        yield "DC204", _shapes(a), _shapes(b)
+        yield "DC204", shapes_of(a), shapes_of(b)
     if [(d, g) for d, g, _ in a.split] != [(d, g) for d, g, _ in b.split] or a.parallel != b.parallel:
-        yield "DC205", _cut(a), _cut(b)
-    elif a.split != b.split and a.shape == b.shape and _cut(a) != _cut(b):
-        yield "DC105", _cut(a), _cut(b)
+        yield "DC205", cut_of(a), cut_of(b)
+    elif a.split != b.split and a.shape == b.shape and cut_of(a) != cut_of(b):
+        yield "DC105", cut_of(a), cut_of(b)
     if (a.dtype, a.accepts, a.keep) != (b.dtype, b.accepts, b.keep):
         looser = (a.keep and not b.keep) or bool(set(b.accepts) - set(a.accepts)) or a.dtype != b.dtype
-        yield "DC106" if looser else "DC217", _policy(a), _policy(b)
+        yield "DC106" if looser else "DC217", policy_of(a), policy_of(b)
     if a.pads != b.pads:
         yield "DC204", "may be padded" if a.pads else "never padded", "may be padded" if b.pads else "never padded"
 
@@ -366,71 +378,6 @@ def _places(rows: Mapping[str, Row]) -> set[tuple[str, Box]]:
     """Places within tensors that hold several rows."""
     stacked = (row for row in rows.values() if any(form.stacked for form in row.forms.surfaces["hf"]))
     return {place for row in stacked for place in sides_of(row).hf}
-
-
-# --- words ---------------------------------------------------------------------------------------------------------
-
-
-def _made_of(row: Row) -> str:
-    """The Hugging Face patterns of a row's rule: `q <- ...q_proj.weight, k <- ...`."""
-    return ", ".join(f"{side.segment} <- {side.pattern}" if side.segment else str(side.pattern) for side in row.rule.hf)
-
-
-def _order(row: Row) -> str:
-    return arrangement(row.rule) or "as it is"
-
-
-def _names(sides: Sequence[tuple[str, Box]]) -> tuple[str, ...]:
-    return tuple(name for name, _ in sides)
-
-
-def _stored(row: Row, sides: Sides) -> str:
-    """The torch_dist keys of a row's rule."""
-    pattern = str(row.rule.stored.pattern)
-    suffixes = [form.suffix for form in row.forms.surfaces["stored"] if form.suffix]
-    stacked = " (all positions stacked)" if any(lead for _, lead in sides.stored) else ""
-    return pattern + (f".{{{','.join(s[1:] for s in suffixes)}}}" if suffixes else "") + stacked
-
-
-def _in_keys(row: Row) -> str:
-    """Which rows of the tensor each torch_dist key holds."""
-    forms = row.forms.surfaces["stored"]
-    boxes: dict[int, list[str]] = {}
-    for piece in row.forms.region("stored", "megatron"):
-        axis = row.forms.axis
-        if axis >= 0 and len(boxes.setdefault(piece.left, [])) < 3:
-            boxes[piece.left].append("{}:{}".format(*piece.right_box[axis]))
-    return "in torch_dist " + ", ".join(f"{forms[n].suffix or 'it'} = rows {' '.join(b)}" for n, b in boxes.items())
-
-
-def _keyed(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name.rpartition('.')[2]} {list(shape)}" for name, shape in shapes.items())
-
-
-def _hf_shapes(signature: Signature) -> str:
-    return " + ".join(str(list(shape)) for shape in signature.hf_shapes)
-
-
-def _shapes(signature: Signature) -> str:
-    hf = " + ".join(str(list(shape)) for shape in signature.hf_shapes)
-    whole = str(list(signature.shape))
-    return whole if hf == whole else f"{whole} (Hugging Face {hf})"
-
-
-def _cut(signature: Signature) -> str:
-    """How ranks share the tensor."""
-    out = []
-    for dim, group, runs in signature.split:
-        name = "expert tensor parallel" if group == "expert_tensor" else "tensor parallel"
-        kind = {0: "column", 1: "row"}.get(dim, f"dim {dim}")
-        out.append(f"{kind} ({name}{f', {len(runs)} segments by themselves' if runs else ''})")
-    out += [f"dealt to {kind}-parallel ranks" for kind in signature.parallel]
-    return ", ".join(out) or "replicated"
-
-
-def _policy(signature: Signature) -> str:
-    cast = "never cast" if signature.keep else "cast by --dtype"
-    return f"{signature.dtype}, accepts {' '.join(signature.accepts)}, {cast}"
 
 
 def _identity(rule: BoundRule) -> tuple[str, str]:

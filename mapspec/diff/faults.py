@@ -1,0 +1,62 @@
+"""Why a changed mapping is no bijection, without proving again what has not changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from mapspec.bound import Bound, BoundRule
+from mapspec.diagnostics import Diagnostic
+from mapspec.names import Pattern
+from mapspec.prove import prove
+from mapspec.table import SURFACES, build_table
+
+__all__ = ["LISTS", "faults_of"]
+
+# Sections of names that no rule takes.
+LISTS = ("passthrough", "ignore_hf", "ignore_megatron")
+
+
+def faults_of(
+    bound: Bound, mine: Sequence[BoundRule], known: Mapping[str, frozenset[str]], lists: bool, ties: bool
+) -> tuple[Diagnostic, ...]:
+    """Why a binding is no bijection, as far as the other side can be one all the same: a matter of the rules that
+    differ, and of those that claim names which only these make.
+
+    Args:
+        mine: the rules that differ.
+        known: names that their counterparts make.
+        lists, ties: whether what is ignored, or what is tied, differs.
+    """
+    rules = list(mine)
+    rest = [rule for rule in bound.rules if not any(rule is other for other in rules)]
+    table = build_table(replace(bound, rules=tuple(rules), ties=()))
+    if ties or {str(name) for tie in bound.ties for name in tie[:2]} & table.by_megatron.keys():
+        return prove(build_table(bound)).findings
+    for surface in SURFACES:
+        fresh = frozenset(table.by_megatron if surface == "megatron" else table.inventory(surface)) - known[surface]
+        rules += [rule for rule in rest if _claims_one_of(rule, surface, fresh)]
+    if lists:
+        entries = [(section, pattern) for section in LISTS for pattern, _, _ in getattr(bound, section)]
+        rules += [rule for rule in rest if any(_may_meet(rule, section, p) for section, p in entries)]
+    unique = tuple({id(rule): rule for rule in rules}.values())
+    return prove(build_table(replace(bound, rules=unique, ties=()))).findings
+
+
+def _claims_one_of(rule: BoundRule, surface: str, names: Iterable[str]) -> bool:
+    """Whether a rule may make one of the names; in torch_dist, a segment stands behind the rule's own."""
+    sides = {"hf": rule.hf, "stored": (rule.stored,), "megatron": (rule.megatron,)}[surface]
+    patterns = [side.pattern for side in sides]
+    return any(p.match(name) or p.match(name.rpartition(".")[0]) for name in names for p in patterns)
+
+
+def _may_meet(rule: BoundRule, section: str, entry: Pattern) -> bool:
+    """Whether an entry of a list may match a name of the rule, by how both begin and end."""
+    sides = (rule.stored,) if section == "ignore_megatron" else rule.hf
+    for pattern in (side.pattern for side in sides):
+        heads = [p.parts[0] if p.parts and isinstance(p.parts[0], str) else "" for p in (entry, pattern)]
+        tails = [p.parts[-1] if p.parts and isinstance(p.parts[-1], str) else "" for p in (entry, pattern)]
+        begins = heads[0].startswith(heads[1]) or heads[1].startswith(heads[0])
+        if begins and (section == "ignore_megatron" or tails[0].endswith(tails[1]) or tails[1].endswith(tails[0])):
+            return True
+    return False
