@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,8 @@ from pathlib import Path
 from mapspec.copying.behind import crowded
 from mapspec.copying.compare import first_difference, read_tensor
 from mapspec.copying.digests import Digest, FileDone, digest_of
-from mapspec.copying.worker import Job, Stopped, Worker, write_problem
+from mapspec.copying.worker import Job, Worker, write_problem
+from mapspec.crew import Crew, Stopped
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill
@@ -96,12 +95,12 @@ def execute(
     count = max(1, min(threads or max(access.threads, access_to(target_root).threads), len(jobs)))
     sizes = sorted((job.size for job in jobs), reverse=True)
     _check_room(target_root, sum(sizes[: 4 + count] if staged else sizes) + sum(map(len, small.values())))
-    crew = _Crew(jobs, progress or NoProgress(), source_root, target_root, count, fsync, done, access)
-    crew.run(total)
+    copy = _Copy(jobs, progress or NoProgress(), source_root, target_root, count, fsync, done, access)
+    copy.run(total)
     for name, data in small.items():
         _write_small(target_root / name, data, fsync)
-        crew.finished(FileDone(name, len(data), (), digest_of(data)))
-    written = tuple(sorted(crew.done, key=lambda file: file.file))
+        copy.finished(FileDone(name, len(data), (), digest_of(data)))
+    written = tuple(sorted(copy.done, key=lambda file: file.file))
     return CopyReport(len(jobs), len(layout.tensors), total, time.monotonic() - began, count, written)
 
 
@@ -109,41 +108,27 @@ def _chosen(file: str, skip: Container[str], only: Container[str] | None) -> boo
     return file not in skip and (only is None or file in only)
 
 
-class _Crew:
-    """The workers of one copy, and what they share: the queue, the progress, what is done, the first failure."""
+class _Copy:
+    """What the workers of one copy share: the queue, the progress, what is done."""
 
     def __init__(
         self, jobs: Collection[Job], progress: Progress, source_root: Path, target_root: Path, count: int, fsync: bool,
         done: Callable[[FileDone], None] | None, access: Access,
     ) -> None:  # fmt: skip
         self._access, self._drop = access, False
-        self._jobs, self._progress, self._count = deque(jobs), progress, count
+        self._crew, self._progress, self._count = Crew(jobs, "mapspec-copy"), progress, count
         self._tell = done
         self.done: list[FileDone] = []
         self._source_root, self._target_root, self._fsync = source_root, target_root, fsync
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
 
     def run(self, total: int) -> None:
-        threads = [threading.Thread(target=self._work, name=f"mapspec-copy-{n}") for n in range(self._count)]
         # As many bytes are read as written.
         self._drop = self._fsync and crowded(2 * total)
         self._progress.start(total)
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            self._crew.run(self._count, self._work)
         finally:
-            # An interrupt arrives here, in the main thread: the workers end after their current block.
-            self._stop.set()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
             self._progress.finish()
-        if self._failure is not None:
-            raise self._failure
 
     def _work(self) -> None:
         worker = Worker(
@@ -151,20 +136,10 @@ class _Crew:
             access=self._access, drop=self._drop,
         )  # fmt: skip
         try:
-            while not self._stop.is_set():
-                try:
-                    job = self._jobs.popleft()
-                except IndexError:
-                    return
+            for job in self._crew.jobs():
                 finished = worker.write(job)
-                with self._lock:
+                with self._crew.lock:
                     self.finished(finished)
-        except Stopped:
-            return
-        except BaseException as error:
-            with self._lock:
-                self._failure = self._failure or error
-            self._stop.set()
         finally:
             worker.close()
 
@@ -175,9 +150,9 @@ class _Crew:
             self._tell(file)
 
     def _wrote(self, file: str, nbytes: int) -> None:
-        if self._stop.is_set():
+        if self._crew.stopped:
             raise Stopped
-        with self._lock:
+        with self._crew.lock:
             self._progress.advance(nbytes, file)
 
 

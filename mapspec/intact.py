@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from mapspec.certificate import Certificate, FileRecord, read_certificate
 from mapspec.collapse import collapse
 from mapspec.copying.ahead import Ahead
 from mapspec.copying.digests import Digester
+from mapspec.crew import Crew
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
 from mapspec.io.filesystem import access_to
@@ -111,48 +110,25 @@ class _Readers:
     """Threads that each read one file after the other, the largest first."""
 
     def __init__(self, todo: dict[Path, FileRecord], progress: Progress) -> None:
-        self._queue = deque(sorted(todo.items(), key=lambda item: -item[1].size))
+        self._crew = Crew(sorted(todo.items(), key=lambda item: -item[1].size), "mapspec-verify")
         self._total = sum(record.size for record in todo.values())
         self._progress = progress
-        self._lock = threading.Lock()
         self._findings: list[Diagnostic] = []
-        self._failure: BaseException | None = None
-        self._stop = threading.Event()
 
     def run(self, count: int) -> list[Diagnostic]:
-        threads = [threading.Thread(target=self._work, name=f"mapspec-verify-{n}") for n in range(count)]
         self._progress.start(self._total)
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            self._crew.run(count, self._work)
         finally:
-            # An interrupt arrives here, in the main thread: the readers end after their current block.
-            self._stop.set()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
             self._progress.finish()
-        if self._failure is not None:
-            raise self._failure
         return self._findings
 
     def _work(self) -> None:
         buffer = memoryview(mmap.mmap(-1, _BLOCK))
-        try:
-            while not self._stop.is_set():
-                try:
-                    path, record = self._queue.popleft()
-                except IndexError:
-                    return
-                found = list(self._check(path, record, buffer))
-                with self._lock:
-                    self._findings += found
-        except BaseException as error:
-            with self._lock:
-                self._failure = self._failure or error
-            self._stop.set()
+        for path, record in self._crew.jobs():
+            found = list(self._check(path, record, buffer))
+            with self._crew.lock:
+                self._findings += found
 
     def _check(self, path: Path, record: FileRecord, buffer: memoryview) -> Iterator[Diagnostic]:
         digester = Digester([(offset, nbytes) for _, offset, nbytes, _ in record.chunks])
@@ -164,7 +140,7 @@ class _Readers:
             message = f"the file could not be read: {error.strerror}"
             yield Diagnostic("MS739", message, where=str(path), help="check the disk, then verify again")
         else:
-            if not self._stop.is_set():
+            if not self._crew.stopped:
                 yield from _compared(path, record, digester, size)
 
     def _read(self, path: Path, digester: Digester, buffer: memoryview) -> int:
@@ -174,10 +150,10 @@ class _Readers:
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             at = 0
-            while not self._stop.is_set() and (got := os.preadv(fd, [buffer], at)):
+            while not self._crew.stopped and (got := os.preadv(fd, [buffer], at)):
                 digester.update(at, buffer[:got])
                 at += got
-                with self._lock:
+                with self._crew.lock:
                     self._progress.advance(got, path.name)
             return at
         finally:
@@ -189,10 +165,10 @@ class _Readers:
         size, at = path.stamp().nbytes, 0
         ahead.expect(path, 0, size)
         try:
-            while at < size and not self._stop.is_set() and (got := ahead.read_into(buffer[: size - at], path, at)):
+            while at < size and not self._crew.stopped and (got := ahead.read_into(buffer[: size - at], path, at)):
                 digester.update(at, buffer[:got])
                 at += got
-                with self._lock:
+                with self._crew.lock:
                     self._progress.advance(got, path.name)
             return at
         finally:

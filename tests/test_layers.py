@@ -48,7 +48,20 @@ LAYERS = (
 )
 LEVEL = {module: number for number, row in enumerate(LAYERS) for module in row}
 # Reading and writing files stands beside this order: it knows of tensors and findings, and of no spec.
-BESIDE = ("io", "copying", "fill", "publish", "upload", "journal", "progress", "amounts", "nogc", "boxes", "quiet")
+BESIDE = (
+    "io",
+    "copying",
+    "fill",
+    "publish",
+    "crew",
+    "upload",
+    "journal",
+    "progress",
+    "amounts",
+    "nogc",
+    "boxes",
+    "quiet",
+)
 
 
 def _imports(path: Path) -> list[tuple[int, str]]:

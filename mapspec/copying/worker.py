@@ -22,7 +22,7 @@ from mapspec.io.filesystem import Access
 from mapspec.io.layout import Framing
 from mapspec.tensors import Box, StoredTensor
 
-__all__ = ["Job", "Stopped", "Worker", "write_problem"]
+__all__ = ["Job", "Worker", "write_problem"]
 
 # Above 2 MiB a block no longer fits the cache next to the core, and copying becomes several times slower.
 _BLOCK = 1 << 20
@@ -43,10 +43,6 @@ class Job:
     size: int
     framing: tuple[Framing, ...]
     fills: tuple[Fill, ...]
-
-
-class Stopped(Exception):  # noqa: N818
-    """Another worker has met with a failure; this one ends without one of its own."""
 
 
 class Worker:
