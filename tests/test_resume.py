@@ -349,7 +349,8 @@ def test_a_journal_that_cannot_be_written(checkpoints: Path, tmp_path: Path, mon
 # --- signals, from the outside ---------------------------------------------------------------------------------
 
 SLOW = """\
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have been told to ignore it
 real = os.pwrite
 def pwrite(*args):
     time.sleep(0.05)
