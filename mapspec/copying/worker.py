@@ -24,8 +24,9 @@ from mapspec.tensors import Box, StoredTensor
 
 __all__ = ["Job", "Worker", "write_problem"]
 
-# Above 2 MiB a block no longer fits the cache next to the core, and copying becomes several times slower.
-_BLOCK = 1 << 20
+# A block is written from the cache next to the core, which holds 1 to 2 MiB on servers and has to hold other things.
+# Where it holds 1 MiB, blocks of 1 MiB take twice the time of these.
+_BLOCK = 1 << 19
 _PAGE = 4096
 # Strided pieces with runs of at least this length are read run by run, shorter ones are gathered.
 _SHORTEST_RUN = 1 << 16
