@@ -11,64 +11,42 @@ import typer
 
 from mapspec.cli.app import app
 from mapspec.cli.options import (
-    CastOpt,
     Device,
-    DtypeOpt,
-    ExpertOpt,
-    ExpertTensorOpt,
     FindingFormat,
     FindingFormatOpt,
     FlavourOpt,
     Format,
     FormatOpt,
-    IoOpt,
     OutputOpt,
-    PadOpt,
     PageFormat,
     PageFormatOpt,
     ProgressMode,
-    ReferenceOpt,
-    RunConfigOpt,
     SetOpt,
     SourceArg,
     SourceUrlOpt,
     SpecOpt,
-    TensorOpt,
-    ToOpt,
     VersionOpt,
-    make_request,
     parse_iteration,
     parse_place,
     parse_size,
     source_template,
     write_result,
 )
+from mapspec.cli.request import RequestOptions, spread
 from mapspec.cli.unfinished import mention_leftovers, spoken_once, terminable, threads_per_rank
 
 __all__ = ["convert", "plan", "verify"]
 
 
 @app.command()
+@spread
 def convert(
     source: SourceArg,
     destination: Annotated[
         Path,
         typer.Argument(help="Folder or URL to make.", show_default=False, parser=parse_place, metavar="DESTINATION"),
     ],
-    to: ToOpt = None,
-    spec: SpecOpt = None,
-    reference: ReferenceOpt = None,
-    flavour: FlavourOpt = None,
-    set_: SetOpt = None,
-    dtype: DtypeOpt = None,
-    cast: CastOpt = None,
-    megatron_core: VersionOpt = "0.19",
-    padded_vocab_size: PadOpt = None,
-    run_config: RunConfigOpt = True,
-    io: IoOpt = "",
-    tp: TensorOpt = None,
-    ep: ExpertOpt = None,
-    etp: ExpertTensorOpt = None,
+    wanted: RequestOptions,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors shard, for example 5GB.")] = "5GB",
     iteration: Annotated[str, typer.Option(help="Number of the iter_* folder, or `release`.")] = "0",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")] = False,
@@ -107,10 +85,7 @@ def convert(
         keep=keep,
         max_memory=None if max_memory is None else parse_size(max_memory, "--max-memory"),
     )
-    request = make_request(
-        source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config,
-        (tp, ep, etp), io,
-    )  # fmt: skip
+    request = wanted.request(source)
     rank = int(os.environ.get("RANK", "0"))
     if not resume and rank == 0 and not is_url(destination):
         mention_leftovers(destination)
@@ -121,22 +96,10 @@ def convert(
 
 
 @app.command()
+@spread
 def plan(
     source: SourceArg,
-    to: ToOpt = None,
-    spec: SpecOpt = None,
-    reference: ReferenceOpt = None,
-    flavour: FlavourOpt = None,
-    set_: SetOpt = None,
-    dtype: DtypeOpt = None,
-    cast: CastOpt = None,
-    megatron_core: VersionOpt = "0.19",
-    padded_vocab_size: PadOpt = None,
-    run_config: RunConfigOpt = True,
-    io: IoOpt = "",
-    tp: TensorOpt = None,
-    ep: ExpertOpt = None,
-    etp: ExpertTensorOpt = None,
+    wanted: RequestOptions,
     format: PageFormatOpt = PageFormat.TEXT,
     output: OutputOpt = None,
     source_url: SourceUrlOpt = None,
@@ -146,11 +109,7 @@ def plan(
     from mapspec.render.plan import render_plan
 
     url = source_template(source_url)
-    request = make_request(
-        source, to, spec, reference, flavour, set_, dtype, cast, megatron_core, padded_vocab_size, run_config,
-        (tp, ep, etp), io,
-    )  # fmt: skip
-    prepared = prepare(request).require()
+    prepared = prepare(wanted.request(source)).require()
     if format is PageFormat.HTML:
         from mapspec.render.html.reports import plan_page
 
@@ -207,7 +166,7 @@ def verify(
     from mapspec.render.plan import render_verified
     from mapspec.verify import verify
 
-    request = make_request(left, None, spec, None, flavour, set_, None, None, megatron_core, None)
-    done = verify(left, right, request)
+    options = RequestOptions(spec=spec, flavour=flavour, sets=set_, megatron_core=megatron_core)
+    done = verify(left, right, options.request(left))
     typer.echo(render_verified(done, format.value))
     raise typer.Exit(1 if done.findings else 0)

@@ -10,42 +10,30 @@ import typer
 
 if TYPE_CHECKING:
     from mapspec.mapping import CompiledMapping
-    from mapspec.prepare import Request
 
 __all__ = [
-    "CastOpt",
     "Device",
-    "DtypeOpt",
-    "ExpertOpt",
-    "ExpertTensorOpt",
     "FindingFormat",
     "FindingFormatOpt",
     "FlavourOpt",
     "Format",
     "FormatOpt",
-    "IoOpt",
     "OutputOpt",
     "PadOpt",
     "PageFormat",
     "PageFormatOpt",
     "ProgressMode",
-    "ReferenceOpt",
-    "RunConfigOpt",
     "SetOpt",
-    "Side",
     "SourceArg",
     "SourceUrlOpt",
     "SpecOpt",
     "SpecPathsArg",
-    "TensorOpt",
-    "ToOpt",
     "VersionOpt",
     "compile_from",
     "complete_flavour",
     "complete_mapping",
     "complete_provider",
     "given_specs",
-    "make_request",
     "parse_iteration",
     "parse_place",
     "parse_size",
@@ -80,13 +68,6 @@ class FindingFormat(StrEnum):
     JSON = "json"
 
 
-class Side(StrEnum):
-    """The side that is written."""
-
-    HF = "hf"
-    MEGATRON = "megatron"
-
-
 class Device(StrEnum):
     """Where models run."""
 
@@ -116,7 +97,6 @@ SourceArg = Annotated[
         help="Checkpoint folder or URL, of either kind.", show_default=False, parser=parse_place, metavar="CHECKPOINT"
     ),
 ]
-ToOpt = Annotated[Side | None, typer.Option("--to", help="Side to convert to. Default: the one the source is not.")]
 
 
 def complete_mapping(incomplete: str) -> list[str]:
@@ -151,15 +131,6 @@ SpecOpt = Annotated[
         "--spec", help="Mapping, by name or path. Default: by the architecture.", autocompletion=complete_mapping
     ),
 ]
-ReferenceOpt = Annotated[
-    Path | None,
-    typer.Option(
-        help="Hugging Face folder or config.json whose config, shards and side files the result takes.",
-        parser=parse_place,
-        metavar="PATH",
-    ),
-]
-IoOpt = Annotated[str, typer.Option("--io", help="How to read, for example threads=16,read=8MiB,ahead=4, or network.")]
 FlavourOpt = Annotated[
     list[str] | None,
     typer.Option(
@@ -172,33 +143,15 @@ FlavourOpt = Annotated[
 SetOpt = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of config.json, for this run.")
 ]
-DtypeOpt = Annotated[str | None, typer.Option(help="Cast floating tensors whose role allows it. Default: no casts.")]
-CastOpt = Annotated[
-    list[str] | None, typer.Option("--cast", metavar="ROLE=DTYPE", help="Cast the tensors of one role.")
-]
 VersionOpt = Annotated[
     str, typer.Option("--megatron-core", metavar="X.Y", help="Version of Megatron-Core that flavours follow.")
 ]
 PadOpt = Annotated[
     int | None, typer.Option("--padded-vocab-size", help="Rows of the vocabulary on the Megatron side. Default: as is.")
 ]
-RunConfigOpt = Annotated[
-    bool, typer.Option("--run-config/--no-run-config", help="Write the model's fields: run_config.yaml and `args`.")
-]
 SpecPathsArg = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[PATH]...", help="Spec files and folders.", show_default="mappings providers"),
-]
-TensorOpt = Annotated[
-    int | None,
-    typer.Option("--tp", min=1, help="Cut chunks for this tensor parallel size. Default: up to 8, what divides."),
-]
-ExpertOpt = Annotated[
-    int | None, typer.Option("--ep", min=1, help="Expert parallel size. Experts have chunks of their own in any case.")
-]
-ExpertTensorOpt = Annotated[
-    int | None,
-    typer.Option("--etp", min=1, help="Cut experts for this tensor parallel size. Default: that of --tp, or uncut."),
 ]
 FormatOpt = Annotated[Format, typer.Option("--format", help="How the result is written.")]
 
@@ -218,39 +171,6 @@ SourceUrlOpt = Annotated[
 ]
 
 FindingFormatOpt = Annotated[FindingFormat, typer.Option("--format", help="How findings are written.")]
-
-
-def make_request(
-    source: Path, to: Side | None, spec: str | None, reference: Path | None, flavour: list[str] | None,
-    sets: list[str] | None, dtype: str | None, cast: list[str] | None, version: str, padded: int | None,
-    run_config: bool = True, parallel: tuple[int | None, int | None, int | None] = (None, None, None), io: str = "",
-) -> Request:  # fmt: skip
-    from mapspec.choose import parse_pairs
-    from mapspec.cuts import Cuts
-    from mapspec.prepare import Request
-
-    return Request(
-        source=source,
-        to=None if to is None else to.value,
-        spec=spec,
-        reference=reference,
-        flavours=parse_pairs(flavour or (), "--flavour"),
-        sets=tuple(sets or ()),
-        dtype=dtype,
-        casts=parse_pairs(cast or (), "--cast"),
-        megatron_version=parse_version(version),
-        padded_vocab_size=padded,
-        run_config=run_config,
-        cuts=Cuts()
-        if parallel == (None, None, None)
-        else Cuts(
-            tensor=parallel[0] or 1,
-            expert=parallel[1] or 1,
-            expert_tensor=parallel[2] or parallel[0] or 1,  # as Megatron-Core takes it
-            strict=True,
-        ),
-        io=io,
-    )
 
 
 def compile_from(

@@ -27,10 +27,10 @@ from mapspec.cli.options import (
     complete_mapping,
     complete_provider,
     given_specs,
-    make_request,
     source_template,
     write_result,
 )
+from mapspec.cli.request import RequestOptions
 from mapspec.render.findings import render_findings
 
 __all__ = ["lint", "provider", "resolve", "rule", "schema", "show"]
@@ -87,8 +87,8 @@ def resolve(
     from mapspec.render.show import render_resolutions
 
     if checkpoint is not None:
-        request = make_request(checkpoint, None, spec, config, flavour, set_, None, None, megatron_core, None)
-        prepared = prepare(request)
+        options = RequestOptions(spec=spec, reference=config, flavour=flavour, sets=set_, megatron_core=megatron_core)
+        prepared = prepare(options.request(checkpoint))
         found = CompiledMapping(prepared.table).resolve(name)
         typer.echo(render_resolutions(found, format.value, prepared.source.tensors))
         return
