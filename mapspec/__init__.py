@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mapspec.bind import Choices
     from mapspec.convert import Converted, Output
     from mapspec.errors import MapspecError
-    from mapspec.live.exporting import export
+    from mapspec.live.exporting import Exporter, export
     from mapspec.live.loading import load
     from mapspec.live.saving import save_hf
     from mapspec.mapping import CompiledMapping, compile_mapping
@@ -28,6 +28,7 @@ __all__ = [
     "Choices",
     "CompiledMapping",
     "Converted",
+    "Exporter",
     "MapspecError",
     "Output",
     "Prepared",
@@ -46,6 +47,7 @@ _HOMES = {
     "Choices": "mapspec.bind",
     "CompiledMapping": "mapspec.mapping",
     "Converted": "mapspec.convert",
+    "Exporter": "mapspec.live.exporting",
     "MapspecError": "mapspec.errors",
     "Output": "mapspec.convert",
     "Prepared": "mapspec.prepare",

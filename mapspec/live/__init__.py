@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mapspec.live.exporting import export
+    from mapspec.live.exporting import Exporter, export
     from mapspec.live.loading import LoadReport, load
     from mapspec.live.saving import SaveReport, save_hf
 
-__all__ = ["LoadReport", "SaveReport", "export", "load", "save_hf"]
+__all__ = ["Exporter", "LoadReport", "SaveReport", "export", "load", "save_hf"]
 
 _HOMES = {
+    "Exporter": "mapspec.live.exporting",
     "LoadReport": "mapspec.live.loading",
     "SaveReport": "mapspec.live.saving",
     "export": "mapspec.live.exporting",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mapspec.beside import carry, config_bytes, record, with_dtype, write_file
+from mapspec.beside import carry, config_bytes, record, with_dtype, write_certificate, write_file
+from mapspec.certificate import FileRecord
 from mapspec.choose import apply_sets
+from mapspec.diagnostics import Span
 from mapspec.io.layout import Layout
 from mapspec.live.matching import Live
+from mapspec.names import Pattern
 from mapspec.plan import ValueStep
-from mapspec.sources import MANIFEST, Reference
+from mapspec.sources import Reference
 
 __all__ = ["write_beside"]
 
@@ -22,11 +24,15 @@ def write_beside(
     layout: Layout,
     folder: Path,
     steps: Sequence[ValueStep],
+    records: Mapping[str, FileRecord],
     *,
     dtype: str | None,
     sets: Sequence[str],
 ) -> None:
-    """Write config.json, index, side files and the record into `folder`.
+    """Write config.json, index, side files and the certificate into `folder`.
+
+    Args:
+        records: of the files that hold tensors.
 
     Raises:
         ConvertError: MS724 for a side file that cannot be copied, MS704 for a file that cannot be written.
@@ -47,7 +53,21 @@ def write_beside(
         "reference": following.where,
     }
     counts = {"read": len(live.table.rows) - len(live.unheld), "written": len(layout.tensors)}
+    bound = live.table.bound
     head = record(
-        live.table, source=source, written="hf", sets=sets, tensors=counts, steps=steps, left_out=list(live.unheld)
+        live.table,
+        source=source,
+        written="hf",
+        sets=sets,
+        tensors=counts,
+        steps=steps,
+        passthrough=_reasons(bound.passthrough, layout.tensors),
+        ignored=_reasons(bound.ignore_hf, following.shard_of),
+        left_out=list(live.unheld),
     )
-    write_file(folder / MANIFEST, (json.dumps(head, indent=1) + "\n").encode())
+    write_certificate(folder, head, records, {})
+
+
+def _reasons(patterns: Sequence[tuple[Pattern, str, Span]], names: Iterable[str]) -> dict[str, str]:
+    """The reason for each name that one of the patterns matches."""
+    return {name: reason for name in names for pattern, reason, _ in patterns if pattern.match(name)}

@@ -21,14 +21,14 @@ from mapspec.diagnostics import Diagnostic, Note, nearest
 from mapspec.errors import ConvertError, PlanError, SpecError
 from mapspec.link import Linked
 from mapspec.live.hyper import differing_fields
-from mapspec.live.names import LocalTensor, live_tensors, skeleton
+from mapspec.live.names import LocalTensor, live_tensors, skeleton, unwrap
 from mapspec.live.proven import table_for
 from mapspec.live.team import Place, Team
 from mapspec.ranks import Shard, local_name, local_shape, owns
 from mapspec.table import Row, Table
 from mapspec.tensors import DTYPES
 
-__all__ = ["Held", "Live", "match"]
+__all__ = ["Held", "Live", "match", "renewed"]
 
 _DTYPES = tuple(DTYPES)
 
@@ -73,6 +73,11 @@ class Live:
     def dtype_of(self, at: int) -> str:
         """Dtype of a row's parameter, on the ranks that hold it."""
         return _DTYPES[int(self.dtypes[:, at].max()) - 1]
+
+    def without_values(self) -> Live:
+        """The same with parameters that have shapes and dtypes only."""
+        bare = ((held, replace(held.local, tensor=held.local.tensor.to("meta"))) for held in self.held)
+        return replace(self, held=tuple(replace(held, local=local) for held, local in bare))
 
 
 def match(
@@ -123,6 +128,25 @@ def match(
         raise PlanError(_unheld(table, unheld, differences))
     _check_agreement(table, dtypes)
     return Live(team, table, held, dtypes, tuple(place for _, place in answers), unheld, differences)
+
+
+def renewed(live: Live, model: Any) -> Live | None:
+    """The model with the tensors that it has now; `None` on all ranks where on one its names, shapes or dtypes are no
+    longer those that were matched. All ranks call it.
+    """
+    try:
+        found = {one.known_as: one for part in unwrap(model) for one in live_tensors(part)}
+    except SpecError:
+        found = {}  # matching says what is wrong
+    before = {held.local.known_as: held.local for held in live.held}
+    same = found.keys() == before.keys() and all(_alike(found[name], one) for name, one in before.items())
+    if not all(live.team.exchange(same)):
+        return None
+    return replace(live, held=tuple(replace(held, local=found[held.local.known_as]) for held in live.held))
+
+
+def _alike(one: LocalTensor, other: LocalTensor) -> bool:
+    return one.tensor.shape == other.tensor.shape and one.tensor.dtype == other.tensor.dtype
 
 
 def _fingerprint(linked: Linked, config: Mapping[str, Any], choices: Choices, options: tuple[object, ...]) -> int:

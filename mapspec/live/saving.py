@@ -18,12 +18,13 @@ from mapspec.errors import CheckpointError, ConvertError, PlanError
 from mapspec.io.layout import Layout, NewTensor
 from mapspec.io.safetensors_layout import layout_safetensors
 from mapspec.live.beside import write_beside
-from mapspec.live.exporting import matched
+from mapspec.live.certifying import certified
+from mapspec.live.following import follow
 from mapspec.live.matching import Live
 from mapspec.live.pieces import Local
 from mapspec.live.team import Team
 from mapspec.live.transfer import Writer
-from mapspec.live.units import Item, Unit, casts, cut_by, passthrough, units_of
+from mapspec.live.units import Item, Unit, casts, cut_by, passthrough
 from mapspec.nogc import gc_paused
 from mapspec.plan import ValueStep
 from mapspec.publish import publishing
@@ -79,8 +80,9 @@ def save_hf(
     """Write the model as a Hugging Face checkpoint. All ranks call it together; `folder` is on a file system of all.
 
     Rank 0 makes the files in a hidden folder beside the destination, every rank writes the byte ranges of the
-    parameters it owns (where several ranks have a copy, the rows are dealt out among them), rank 0 puts config and
-    side files beside them and renames the folder once all are done. After an error on any rank nothing is left.
+    parameters it owns (where several ranks have a copy, the rows are dealt out among them), rank 0 puts config, side
+    files and the certificate (`mapspec verify FOLDER` checks it) beside them and renames the folder once all are
+    done. After an error on any rank nothing is left.
 
     Args:
         model, spec, flavours, sets: as for `load`.
@@ -97,11 +99,12 @@ def save_hf(
         MapspecError: the same on all ranks; the destination is as it was.
     """
     began = time.monotonic()
-    live, following = matched(
-        model, reference, spec, flavours, sets, dtype, strict, timeout_s, str(folder), max_shard_bytes, overwrite
-    )
+    followed = follow(
+        model, reference, spec=spec, flavours=flavours, sets=sets, dtype=dtype, strict=strict, timeout_s=timeout_s,
+        options=(str(folder), max_shard_bytes, overwrite),
+    )  # fmt: skip
+    live, following, units = followed.live, followed.reference, followed.units
     team = live.team
-    units = list(units_of(live, following, dtype))
     with team.together():
         kept = passthrough(live, following)
         if strict:
@@ -111,16 +114,17 @@ def save_hf(
     with ExitStack() as stack:
         partial = _prepare(team, stack, Path(folder), overwrite, following, layout)
         with team.together():
-            nbytes = _write(live, units, kept, following, layout, partial, fsync=fsync)
+            writer = _write(live, units, kept, following, layout, partial, fsync=fsync)
+        records = certified(team, layout, writer.written, partial)
         with team.together():
             if team.rank == 0:
-                write_beside(live, following, layout, partial, steps, dtype=dtype, sets=sets)
+                write_beside(live, following, layout, partial, steps, records, dtype=dtype, sets=sets)
         # What raises from here on raises on rank 0 while the folder is put in place.
         with team.together():
             stack.close()
     return SaveReport(
-        team.rank, Path(folder), len(layout.tensors), sum(t.nbytes for t in layout.tensors.values()), nbytes, steps,
-        live.unheld, time.monotonic() - began,
+        team.rank, Path(folder), len(layout.tensors), sum(t.nbytes for t in layout.tensors.values()),
+        writer.nbytes, steps, live.unheld, time.monotonic() - began,
     )  # fmt: skip
 
 
@@ -152,8 +156,8 @@ def _prepare(team: Team, stack: ExitStack, folder: Path, overwrite: bool, follow
 def _write(
     live: Live, units: Sequence[Unit], kept: Sequence[StoredTensor], following: Reference, layout: Layout,
     partial: Path, *, fsync: bool,
-) -> int:  # fmt: skip
-    """Write what falls to this rank; the bytes written."""
+) -> Writer:  # fmt: skip
+    """Write what falls to this rank; the writer knows what that was."""
     writer, local = Writer(partial), Local(live.team.place.shard)
     held = {one.at: one for one in live.held}
     try:
@@ -164,7 +168,7 @@ def _write(
                 _copy(tensor, layout.tensors[tensor.name], following.root or Path(), writer)
     finally:
         writer.close(fsync=fsync)
-    return writer.nbytes
+    return writer
 
 
 def _mine(live: Live, items: Sequence[Item]) -> Iterator[Item]:
@@ -186,11 +190,15 @@ def _copy(source: StoredTensor, target: StoredTensor, root: Path, writer: Writer
     files = SourceFiles(root)
     buffer = memoryview(bytearray(min(_COPY_BLOCK, max(1, source.nbytes))))
     here, there = source.chunks[0], target.chunks[0]
-    try:
+
+    def blocks() -> Iterator[memoryview]:
         for at in range(0, here.nbytes, _COPY_BLOCK):
             view = buffer[: min(_COPY_BLOCK, here.nbytes - at)]
             files.read_into(view, here.file, here.offset + at)
-            writer.put(there.file, there.offset + at, view)
+            yield view
+
+    try:
+        writer.stream(there.file, there.offset, blocks())
     except ReadProblem as problem:
         help_ = "fetch the file again, then save again"
         raise CheckpointError(problem.finding(root, f"while copying `{source.name}`", help_)) from problem

@@ -12,20 +12,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 from mapspec.copying.gather import Gather, Scratch
-from mapspec.copying.pieces import Piece, runs_of
+from mapspec.copying.pieces import Piece, dense_strides, runs_of
 from mapspec.copying.source import ReadProblem, SourceFiles
 from mapspec.copying.worker import write_problem
 from mapspec.errors import CheckpointError, ConvertError
 from mapspec.live.pieces import blocks_of
 from mapspec.tensors import Box, box_shape, itemsize, numel
 
-__all__ = ["Reader", "Writer", "slices"]
+__all__ = ["Reader", "Writer", "Written", "slices"]
 
 _BLOCK = 4 << 20
 _SHORT_RUN = 512
@@ -108,13 +109,29 @@ class Reader:
         return self._staged[:nbytes].view(getattr(torch, piece.dtype)).view(shape)
 
 
+class Written(NamedTuple):
+    """Bytes that were written in one piece: file, offset, length, and their digest (32 hexadecimal digits)."""
+
+    file: str
+    offset: int
+    nbytes: int
+    hex: str
+
+
 class Writer:
-    """Writes parameters into files below `root` that have their full size already."""
+    """Writes parameters into files below `root` that have their full size already.
+
+    Attributes:
+        nbytes: how many bytes were written.
+        written: what was written in one piece each, with digests of the memory that it was written from. Parts of a
+            row-parallel weight, which stand in thousands of rows, are not among it.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._open: dict[str, int] = {}
         self.nbytes = 0
+        self.written: list[Written] = []
 
     def write(self, source: Tensor, pieces: Iterable[Piece]) -> None:
         """Write the elements of `source` to where the pieces say, in their dtype.
@@ -125,13 +142,24 @@ class Writer:
         for piece in pieces:
             if piece.file is None:
                 continue
-            dtype = getattr(torch, piece.dtype)
-            for block in blocks_of(piece.box, piece.dtype, _BLOCK):
-                values = source[slices(block)].detach().to(dtype).contiguous().cpu()
-                data = memoryview(values.reshape(-1).view(torch.uint8).numpy())
+            blocks = ((block, _values(source, block, piece)) for block in blocks_of(piece.box, piece.dtype, _BLOCK))
+            if _in_one_piece(piece):
+                self.stream(piece.file, piece.start, (data for _, data in blocks))
+                continue
+            for block, data in blocks:
                 for at, file, offset, length in runs_of([_part(piece, block)], block, piece.dtype, 1) or ():
                     assert file is not None
                     self.put(file, offset, data[at : at + length])
+
+    def stream(self, file: str, offset: int, blocks: Iterable[memoryview]) -> None:
+        """Write blocks one after the other from an offset on, and take their digest."""
+        digest, at = xxh3_128(), offset
+        for data in blocks:
+            digest.update(data)
+            self.put(file, at, data)
+            at += len(data)
+        if at > offset:
+            self.written.append(Written(file, offset, at - offset, digest.hexdigest()))
 
     def put(self, file: str, offset: int, data: memoryview | bytes) -> None:
         """Write bytes at an offset."""
@@ -170,6 +198,19 @@ class Writer:
 def slices(box: Box) -> Any:
     """The box as an index; the ellipsis makes a view of a scalar, too."""
     return (*(slice(start, stop) for start, stop in box), ...)
+
+
+def _values(source: Tensor, block: Box, piece: Piece) -> memoryview:
+    """The bytes of a block of the source in row-major order, in the piece's dtype."""
+    values = source[slices(block)].detach().to(getattr(torch, piece.dtype)).contiguous().cpu()
+    return memoryview(values.reshape(-1).view(torch.uint8).numpy())
+
+
+def _in_one_piece(piece: Piece) -> bool:
+    """Whether the file has the elements of the piece one after the other, in row-major order."""
+    shape = box_shape(piece.box)
+    dense = dense_strides(shape, itemsize(piece.dtype))
+    return all(n == 1 or here == there for n, here, there in zip(shape, piece.strides, dense, strict=True))
 
 
 def _part(piece: Piece, block: Box) -> Piece:

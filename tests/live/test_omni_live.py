@@ -12,6 +12,7 @@ from processes import spawn
 from ranks import source_tensors
 
 from mapspec.backends.reference_parallel import ParallelSizes, one_process_group
+from mapspec.intact import check_intact
 from mapspec.io.hf_folder import open_hf
 from mapspec.verify import verify
 
@@ -35,6 +36,7 @@ def test_load_export_save(tmp_path: Path, case: str) -> None:
     else:
         seen = spawn(omni_there_and_back, sizes.world, *args, sizes=sizes)
     assert verify(source, target).findings == ()
+    assert check_intact(target).findings == ()
     assert (source / "config.json").read_bytes() == (target / "config.json").read_bytes()
     assert open_hf(target).tensors.keys() == open_hf(source).tensors.keys()
     assert all(one.names == seen[0].names for one in seen)

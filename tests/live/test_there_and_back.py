@@ -11,6 +11,7 @@ from processes import spawn
 from ranks import Case, Seen, largest, source_tensors, there_and_back
 
 from mapspec.backends.reference_parallel import ParallelSizes, one_process_group
+from mapspec.intact import check_intact
 from mapspec.verify import verify
 
 pytestmark = pytest.mark.megatron
@@ -58,6 +59,7 @@ def test_load_export_save(tmp_path: Path, name: str) -> None:
     else:
         seen = spawn(there_and_back, sizes.world, str(source), str(target), case, sizes=sizes)
     assert verify(source, target).findings == ()
+    assert check_intact(target).findings == ()
     assert (source / "config.json").read_bytes() == (target / "config.json").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "saved"]
     check_reports(seen, case)
