@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = ["braced", "collapse", "products", "ranges"]
 
-_NUMBER = re.compile(r"(?<![A-Za-z])\d+|(?<=weight)\d+|(?<=bias)\d+")
+_NUMBER = re.compile(r"((?<![A-Za-z])\d+|(?<=weight)\d+|(?<=bias)\d+)")
 _SEPARATOR = re.compile(r"(?<!\.)\.(?!\.)")
 
 
@@ -29,18 +29,17 @@ def collapse(names: Iterable[str]) -> list[tuple[str, int]]:
     """
     groups: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
     for name in dict.fromkeys(names):
-        texts = tuple(_NUMBER.split(name))
-        groups.setdefault(texts, []).append(tuple(int(n) for n in _NUMBER.findall(name)))
+        parts = _NUMBER.split(name)  # texts and numbers by turns
+        groups.setdefault(tuple(parts[::2]), []).append(tuple(map(int, parts[1::2])))
     out = []
     for texts, indices in groups.items():
         for block in products(indices):
             count = 1
-            parts = [texts[0]]
+            pattern = texts[0]
             for values, text in zip(block, texts[1:], strict=True):
                 count *= len(values)
-                parts.append(str(values[0]) if len(values) == 1 else "{" + ranges(values) + "}")
-                parts.append(text)
-            out.append(("".join(parts), count))
+                pattern += (str(values[0]) if len(values) == 1 else "{" + ranges(values) + "}") + text
+            out.append((pattern, count))
     return out
 
 

@@ -49,6 +49,10 @@ class Pattern:
     parts: tuple[str | Hole, ...]
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         return "".join(str(part) for part in self.parts)
 
     @cached_property

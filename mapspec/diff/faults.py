@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from itertools import chain
 
 from mapspec.bound import Bound, BoundRule
 from mapspec.diagnostics import Diagnostic
@@ -16,25 +18,31 @@ __all__ = ["LISTS", "faults_of"]
 # Sections of names that no rule takes.
 LISTS = ("passthrough", "ignore_hf", "ignore_megatron")
 
+_NUMBER = re.compile("[0-9]+")
+
 
 def faults_of(
-    bound: Bound, mine: Sequence[BoundRule], known: Mapping[str, frozenset[str]], lists: bool, ties: bool
+    bound: Bound,
+    mine: Sequence[BoundRule],
+    made: Mapping[str, frozenset[str]],
+    known: Mapping[str, frozenset[str]],
+    lists: bool,
+    ties: bool,
 ) -> tuple[Diagnostic, ...]:
     """Why a binding is no bijection, as far as the other side can be one all the same: a matter of the rules that
     differ, and of those that claim names which only these make.
 
     Args:
         mine: the rules that differ.
-        known: names that their counterparts make.
+        made, known: surface -> names that they make, and names that their counterparts make.
         lists, ties: whether what is ignored, or what is tied, differs.
     """
+    if ties or {str(name) for tie in bound.ties for name in tie[:2]} & made["megatron"]:
+        return prove(build_table(bound)).findings
     rules = list(mine)
     rest = [rule for rule in bound.rules if not any(rule is other for other in rules)]
-    table = build_table(replace(bound, rules=tuple(rules), ties=()))
-    if ties or {str(name) for tie in bound.ties for name in tie[:2]} & table.by_megatron.keys():
-        return prove(build_table(bound)).findings
     for surface in SURFACES:
-        fresh = frozenset(table.by_megatron if surface == "megatron" else table.inventory(surface)) - known[surface]
+        fresh = _by_outline(made[surface] - known[surface])
         rules += [rule for rule in rest if _claims_one_of(rule, surface, fresh)]
     if lists:
         entries = [(section, pattern) for section in LISTS for pattern, _, _ in getattr(bound, section)]
@@ -43,11 +51,34 @@ def faults_of(
     return prove(build_table(replace(bound, rules=unique, ties=()))).findings
 
 
-def _claims_one_of(rule: BoundRule, surface: str, names: Iterable[str]) -> bool:
-    """Whether a rule may make one of the names; in torch_dist, a segment stands behind the rule's own."""
+def _by_outline(names: Iterable[str]) -> Mapping[str, Set[str]]:
+    """Names grouped by what stands between their numbers, those in torch_dist also without a segment behind them."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        for spelling in (name, name.rpartition(".")[0]):
+            found.setdefault(_outline(spelling), set()).add(spelling)
+    return found
+
+
+def _outline(name: str) -> str:
+    return _NUMBER.sub("#", name)
+
+
+def _claims_one_of(rule: BoundRule, surface: str, names: Mapping[str, Set[str]]) -> bool:
+    """Whether a rule may make one of the names.
+
+    Other indices change nothing but the numbers of a name, so a pattern can match names of its own outline only: one
+    look-up instead of every expert of every layer.
+    """
     sides = {"hf": rule.hf, "stored": (rule.stored,), "megatron": (rule.megatron,)}[surface]
-    patterns = [side.pattern for side in sides]
-    return any(p.match(name) or p.match(name.rpartition(".")[0]) for name in names for p in patterns)
+    for pattern in (side.pattern for side in sides):
+        if pattern.rest is None:
+            near: Iterable[str] = names.get(_outline(pattern.fill(dict.fromkeys(pattern.holes, 0))), ())
+        else:
+            near = chain.from_iterable(names.values())
+        if any(pattern.match(name) for name in near):
+            return True
+    return False
 
 
 def _may_meet(rule: BoundRule, section: str, entry: Pattern) -> bool:

@@ -164,7 +164,7 @@ class _Comparison:
             return (State.CHANGED if objects else State.IDENTICAL), diff
         lists_differ, ties_differ = lists[0] != lists[1], ties[0] != ties[1]
         was, now = (
-            faults_of(bound, diff.changed[side], diff.names[1 - side], lists_differ, ties_differ)
+            faults_of(bound, diff.changed[side], diff.names[side], diff.names[1 - side], lists_differ, ties_differ)
             for side, bound in enumerate((old, new))
         )
         if now and not was:

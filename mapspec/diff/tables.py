@@ -102,8 +102,8 @@ class _Comparison:
         left, right, same = _unmatched(self.old, self.new)
         self.changed = tuple(left), tuple(right)
         olds, news = self.rows(self.old, left), self.rows(self.new, right)
-        self.old_hf = {name for row in olds.values() for name in row.names("hf")}
-        self.new_hf = {name for row in news.values() for name in row.names("hf")}
+        self.names = _made_by(olds), _made_by(news)
+        self.old_hf, self.new_hf = (made["hf"] for made in self.names)
         self.old_places, self.new_places = _places(olds), _places(news)
         for name, row in olds.items():
             if name in news:
@@ -307,11 +307,10 @@ class _Comparison:
             sum(len(r.positions) for r in b.rules if r.dims is not None) for b in (self.old, self.new)
         )
         alike = len(olds.keys() & news.keys()) - sum(name in olds and name in news for name in self.touched)
-        names = (_made_by(olds), _made_by(news))
         return TableDiff(
             outcomes=tuple(self.outcomes.values()),
             changed=self.changed,
-            names=names,
+            names=self.names,
             tensors=(old_count, new_count),
             same=same + alike,
             added=len(gained),
