@@ -13,7 +13,7 @@ from typing import IO, Literal, Protocol
 
 from mapspec.amounts import human_bytes, human_seconds
 
-__all__ = ["JsonProgress", "Meter", "NoProgress", "PlainProgress", "Progress", "State", "progress_for"]
+__all__ = ["JsonProgress", "Meter", "Mode", "NoProgress", "PlainProgress", "Progress", "State", "progress_for"]
 
 type Mode = Literal["auto", "plain", "json", "none"]
 
@@ -71,12 +71,16 @@ class State:
 class Meter:
     """Counts, and says now and then how far the copy is; `show` is what a display adds.
 
+    A display that nobody can see any more (a log on a full disk, a pipe or terminal that is gone) falls silent, because
+    the copy does not depend on it.
+
     Args:
         every: least number of seconds between two calls of `show`.
     """
 
     def __init__(self, every: float) -> None:
         self._every = every
+        self._silent = False
         self._total = self._done = 0
         self._began = self._said = 0.0
         self._marks: deque[tuple[float, int]] = deque()
@@ -86,7 +90,7 @@ class Meter:
         self._total, self._done = total_bytes, 0
         self._began = self._said = time.monotonic()
         self._marks = deque([(self._began, 0)])
-        self.show("start", self._state(self._began, None))
+        self._tell("start", self._state(self._began, None))
 
     def advance(self, nbytes: int, label: str) -> None:
         """Count, and say so if that was long enough ago."""
@@ -97,12 +101,20 @@ class Meter:
             self._marks.append((now, self._done))
             while len(self._marks) > 2 and now - self._marks[1][0] > _WINDOW:
                 self._marks.popleft()
-            self.show("progress", self._state(now, label))
+            self._tell("progress", self._state(now, label))
 
     def finish(self) -> None:
         """Say how far it came."""
         self._marks = deque([(self._began, 0)])
-        self.show("end", self._state(time.monotonic(), None))
+        self._tell("end", self._state(time.monotonic(), None))
+
+    def _tell(self, event: str, state: State) -> None:
+        if self._silent:
+            return
+        try:
+            self.show(event, state)
+        except (OSError, ValueError):  # as files that were closed raise it
+            self._silent = True
 
     def _state(self, now: float, file: str | None) -> State:
         then, had = self._marks[0]
@@ -159,15 +171,15 @@ class JsonProgress(Meter):
         self._stream.flush()
 
 
-def progress_for(stream: IO[str], mode: Mode = "auto", *, rank: int = 0) -> Progress:
+def progress_for(stream: IO[str] | None, mode: Mode = "auto", *, rank: int = 0) -> Progress:
     """The progress display for a stream: with `auto` a bar on a terminal, lines elsewhere.
 
     Args:
-        stream: usually stderr.
+        stream: usually stderr; `None` where Python was started without one.
         mode: what the user asked for.
         rank: of this process among those that share the work; only the first shows anything.
     """
-    if mode == "none" or rank > 0:
+    if stream is None or mode == "none" or rank > 0:
         return NoProgress()
     if mode == "json":
         return JsonProgress(stream)
@@ -182,11 +194,18 @@ def _bar(stream: IO[str]) -> Progress:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as RichProgress
 
+    class Screen(Console):
+        """A console that lets its user know when nobody reads it; rich would end the process."""
+
+        def on_broken_pipe(self) -> None:
+            """Go on with the exception that is being handled."""
+            raise
+
     bar = RichProgress(
         BarColumn(),
         TextColumn("{task.fields[numbers]}", markup=False),
         TextColumn("{task.description}", markup=False),
-        console=Console(file=stream),
+        console=Screen(file=stream),
         transient=True,
     )
 

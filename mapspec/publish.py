@@ -71,10 +71,15 @@ def publishing(
         except OSError as error:
             raise ConvertError(_cannot(final, error)) from error
     except BaseException as error:
-        if not keep(error):
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(partial, ignore_errors=True)
+        placed = not folder.exists()
+        if placed and isinstance(error, KeyboardInterrupt):
+            pass  # too late: all is done
+        else:
+            if placed or not keep(error):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+    with suppress(KeyboardInterrupt):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def leftovers(destination: Path | str) -> tuple[Path, ...]:
@@ -113,6 +118,9 @@ def _check(final: Path, overwrite: bool, sources: Sequence[Path]) -> None:
             raise ConvertError(_cannot(final, error)) from error
         if taken and not overwrite:
             raise ConvertError(_taken(final))
+    elif final.is_symlink():
+        message = "the destination is a link that leads nowhere but back to itself"
+        raise ConvertError(Diagnostic("MS712", message, where=where, help="remove the link, or name another folder"))
     elif final.exists():
         raise ConvertError(
             Diagnostic("MS710", "the destination is a file", where=where, help="name a folder that does not exist yet")
@@ -127,11 +135,12 @@ def _put_in_place(folder: Path, final: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ConvertError(_taken(final))
     old = final.with_name(folder.parent.name.replace(_PARTIAL, _REPLACED))
-    final.rename(old)
     try:
+        final.rename(old)
         folder.rename(final)
     except BaseException:
-        old.rename(final)
+        if folder.exists() and old.exists():
+            old.rename(final)
         raise
     with suppress(OSError):  # the new checkpoint is in place; what stays of the old one is listed by `leftovers`
         shutil.rmtree(old)

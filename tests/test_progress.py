@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 from mapspec.amounts import human_bytes, human_seconds
-from mapspec.progress import JsonProgress, Meter, NoProgress, PlainProgress, State, progress_for
+from mapspec.progress import JsonProgress, Meter, Mode, NoProgress, PlainProgress, State, progress_for
 
 
 @pytest.fixture
@@ -110,6 +110,7 @@ def test_the_display_follows_the_stream() -> None:
     assert type(progress_for(stream, "json")) is JsonProgress
     assert type(progress_for(stream, "none")) is NoProgress
     assert type(progress_for(stream, "json", rank=1)) is NoProgress
+    assert type(progress_for(None)) is NoProgress
     assert "rich" not in _modules()
 
 
@@ -125,6 +126,39 @@ def test_the_bar(clock: list[float]) -> None:
         worker.join()
         bar.finish()
     assert "1.0 MB of 4.0 MB  1.0 MB/s  3.0 s left  210.0 MB of memory [a]" in stream.getvalue()
+
+
+class Gone(io.StringIO):
+    """A stream whose reader or disk gives out after a while."""
+
+    def __init__(self, error: Exception, lines: int, tty: bool) -> None:
+        super().__init__()
+        self._error, self._left, self._tty = error, lines, tty
+
+    def isatty(self) -> bool:
+        return self._tty
+
+    def write(self, text: str) -> int:
+        if self._left == 0:
+            raise self._error
+        self._left -= 1
+        return len(text)
+
+
+@pytest.mark.parametrize("mode", ["plain", "json", "auto"])
+@pytest.mark.parametrize("lines", [0, 1])
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left"), ValueError("closed")]
+)
+def test_a_display_that_nobody_sees_does_not_end_the_copy(
+    clock: list[float], mode: Mode, lines: int, error: Exception
+) -> None:
+    shown = progress_for(Gone(error, lines, tty=mode == "auto"), mode)
+    shown.start(100)
+    for _ in range(3):
+        clock[0] += 10
+        shown.advance(10, "a")
+    shown.finish()
 
 
 def _modules() -> list[str]:

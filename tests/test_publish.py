@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -48,6 +50,12 @@ def test_into_an_empty_folder_and_through_a_link(tmp_path: Path) -> None:
         (folder / "x").write_text("1")
     assert (tmp_path / "real" / "x").exists()
     assert names(tmp_path) == ["link", "real"]
+
+
+def test_a_link_to_itself_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("link")
+    assert refused(tmp_path / "link").startswith("MS712 the destination is a link")
+    assert names(tmp_path) == ["link"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -107,6 +115,37 @@ def test_old_one_comes_back_when_the_rename_is_refused(tmp_path: Path) -> None:
         (folder / "new").write_text("new")
     assert names(tmp_path) == ["model"]
     assert names(target) == ["old"]
+
+
+@pytest.mark.parametrize("at", range(1, 4))
+def test_an_interrupt_between_the_renames(tmp_path: Path, at: int) -> None:
+    """Before the last rename everything is as it was; after it the interrupt comes too late to be one."""
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+    steps, real, remove = iter(range(1, 9)), Path.rename, shutil.rmtree
+
+    def rename(self: Path, to: Path) -> Path:
+        moved = real(self, to)
+        if next(steps) == at:
+            raise KeyboardInterrupt
+        return moved
+
+    def rmtree(path: Path, **options: Any) -> None:
+        if next(steps) == at:
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    late = at > 1
+    with mock.patch.object(Path, "rename", rename), mock.patch("shutil.rmtree", rmtree):
+        if late:
+            with publishing(target, overwrite=True) as folder:
+                (folder / "new").write_text("new")
+        else:
+            with pytest.raises(KeyboardInterrupt), publishing(target, overwrite=True) as folder:
+                (folder / "new").write_text("new")
+    assert names(target) == (["new"] if late else ["old"])
+    assert not list(tmp_path.glob(".*partial*"))
 
 
 def test_not_over_the_source(tmp_path: Path) -> None:

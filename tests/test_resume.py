@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -361,7 +362,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals(checkpoints: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = ["convert", checkpoints / "hf", tmp_path / "out", "--threads", "1", "--progress", "none"]
     child = subprocess.Popen([sys.executable, "-c", SLOW, *command], stderr=subprocess.PIPE, text=True)
@@ -379,6 +380,15 @@ def test_signals(checkpoints: Path, tmp_path: Path, number: signal.Signals) -> N
     assert done.kept
     assert tree(tmp_path / "out") == tree(checkpoints / "megatron")
     assert not left.exists()
+
+
+@pytest.mark.parametrize("how", [">/dev/full", ">&- 2>&-", "2>/dev/full"])
+def test_a_result_that_cannot_be_printed_is_a_result(checkpoints: Path, tmp_path: Path, how: str) -> None:
+    command = [sys.executable, "-m", "mapspec", "convert", str(checkpoints / "hf"), str(tmp_path / "out")]
+    done = subprocess.run(["sh", "-c", f"exec {shlex.join(command)} {how}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert how != ">/dev/full" or "the checkpoint is in place; its summary could not be printed" in done.stderr
+    assert tree(tmp_path / "out") == tree(checkpoints / "megatron")
 
 
 # --- another conversion ----------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from mapspec.cli.options import (
     write_result,
 )
 from mapspec.cli.request import RequestOptions, spread
-from mapspec.cli.unfinished import mention_leftovers, spoken_once, terminable, threads_per_rank
+from mapspec.cli.unfinished import mention_leftovers, say_done, spoken_once, terminable, threads_per_rank
 
 __all__ = ["convert", "plan", "verify"]
 
@@ -92,7 +92,7 @@ def convert(
     with terminable(rank), team_of(os.environ) as team, spoken_once(rank):
         done = convert(request, output, progress_for(sys.stderr, progress.value, rank=rank), team)
     if rank == 0:
-        typer.echo(render_converted(done, format.value))
+        say_done(render_converted(done, format.value))
 
 
 @app.command()

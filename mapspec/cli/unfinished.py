@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -14,7 +15,7 @@ import typer
 from mapspec.errors import MapspecError
 from mapspec.render.findings import render_findings
 
-__all__ = ["mention_leftovers", "say", "spoken_once", "terminable", "threads_per_rank"]
+__all__ = ["mention_leftovers", "say", "say_done", "spoken_once", "terminable", "threads_per_rank"]
 
 
 def threads_per_rank(environment: Mapping[str, str]) -> int | None:
@@ -36,22 +37,36 @@ def say(error: MapspecError) -> None:
     typer.echo("\n".join([render_findings(error.diagnostics), *_notes(error)]), err=True)
 
 
+def say_done(text: str) -> None:
+    """Print what was done. It is done even where that cannot be said: to a closed pipe, to a log on a full disk."""
+    try:
+        typer.echo(text)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in Python's buffer
+        typer.echo("the checkpoint is in place; its summary could not be printed", err=True)
+
+
 @contextmanager
 def terminable(rank: int) -> Iterator[None]:
-    """Take SIGTERM, which schedulers send before they kill, as an interrupt; rank 0 says what an interrupt has left."""
+    """Take SIGTERM, which schedulers send before they kill, as an interrupt, and SIGHUP of a connection that is lost,
+    unless it is ignored (`nohup`); rank 0 says what an interrupt has left."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, interrupt)
     try:
         yield
     except KeyboardInterrupt as error:
         if rank == 0:
-            typer.echo("\n".join(["interrupted; nothing was published", *_notes(error)]), err=True)
+            with suppress(OSError):  # the terminal may be gone
+                typer.echo("\n".join(["interrupted; nothing was published", *_notes(error)]), err=True)
         raise typer.Exit(130) from error
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

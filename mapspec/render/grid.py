@@ -48,4 +48,5 @@ def _md_cell(cell: str) -> str:
 
 def _width() -> int:
     """Columns to draw in: the terminal's, and as many as it takes where there is no terminal to fold lines for."""
-    return max(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 2000
+    shown = sys.stdout is not None and sys.stdout.isatty()  # Python has none where it was started without one
+    return max(100, shutil.get_terminal_size().columns) if shown else 2000
