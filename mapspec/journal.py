@@ -26,6 +26,7 @@ from mapspec.copying.digests import Digest, FileDone
 from mapspec.copying.worker import write_problem
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
+from mapspec.publish import sync
 
 __all__ = ["FORMAT_VERSION", "Journal", "Leftover", "finished_in", "take"]
 
@@ -63,8 +64,8 @@ class Journal:
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid()), "locked": bool(locked)}
         self._add({"format_version": FORMAT_VERSION, "fsync": fsync, **owner, **header})
         if fsync:
-            _sync_folder(self._path.parent)
-            _sync_folder(partial)
+            sync(self._path.parent)
+            sync(partial)
 
     def add(self, done: FileDone) -> None:
         """A file is finished. Raises `ConvertError`."""
@@ -240,11 +241,3 @@ def _held(partial: Path, owner: Mapping[str, Any]) -> Diagnostic:
     who = f"process {owner['pid']} on `{owner['host']}`" if "host" in owner else "another process"
     help_ = "wait until it is over, or end it; then convert again with --resume"
     return Diagnostic("MS771", f"{who} is at work in this folder", where=str(partial), help=help_)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

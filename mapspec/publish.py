@@ -20,7 +20,7 @@ from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.io.remote import is_url
 
-__all__ = ["leftovers", "publishing"]
+__all__ = ["leftovers", "publishing", "sync"]
 
 _CHECKPOINT = "checkpoint"
 _PARTIAL = "mapspec-partial"
@@ -64,10 +64,10 @@ def publishing(
         yield folder
         try:
             if fsync:
-                _sync(folder)
+                _sync_tree(folder)
             _put_in_place(folder, final, overwrite)
             if fsync:
-                _sync_one(final.parent)
+                sync(final.parent)
         except OSError as error:
             raise ConvertError(_cannot(final, error)) from error
     except BaseException as error:
@@ -169,15 +169,16 @@ def _cannot(final: Path, error: OSError) -> Diagnostic:
     )
 
 
-def _sync(root: Path) -> None:
+def _sync_tree(root: Path) -> None:
     """Put files and folders on disk, folders after what is in them."""
     for folder, _, files in os.walk(root, topdown=False):
         for name in files:
-            _sync_one(Path(folder, name))
-        _sync_one(Path(folder))
+            sync(Path(folder, name))
+        sync(Path(folder))
 
 
-def _sync_one(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put one file, or the entries of one folder, on disk. Raises `OSError`."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
