@@ -18,32 +18,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from checkpoints import CONFIGS, lay_out
+
 from mapspec.io.hf_folder import open_hf
-from mapspec.io.layout import NewTensor
-from mapspec.io.safetensors_layout import layout_safetensors
-from mapspec.mapping import compile_mapping
 from mapspec.prepare import Request, prepare
-from mapspec.tensors import whole
 
-CONFIGS = Path(__file__).resolve().parent.parent / "tests" / "configs"
 DEFAULT = ["nemotron-3-nano-30b-a3b", "nemotron-3-super-120b-a12b", "nemotron-3-ultra-550b-a55b"]
-
-
-def lay_out(config: Path, folder: Path) -> None:
-    """Write the headers of the model's checkpoint over sparse files of the right size."""
-    values = json.loads(config.read_text())
-    inventory = compile_mapping("nemotron_h", values).table.inventory("hf")
-    tensors = [NewTensor(n, d.dtype, d.shape, (whole(d.shape),)) for n, d in inventory.items()]
-    layout = layout_safetensors(tensors, max_shard_bytes=5 * 10**9)
-    for file, size in layout.file_sizes.items():
-        with (folder / file).open("wb") as stream:
-            for framing in layout.framing[file]:
-                stream.seek(framing.offset)
-                stream.write(framing.data)
-            stream.truncate(size)
-    for file, data in layout.small_files.items():
-        (folder / file).write_bytes(data)
-    (folder / "config.json").write_text(json.dumps(values))
 
 
 def median_seconds(run: Callable[[], object], rounds: int = 5) -> float:
@@ -63,8 +43,7 @@ def main() -> None:
     print(f"{'model':<34}{'tensors':>9}{'headers s':>11}{'plan s':>9}{'plan/headers':>14}")
     for config in configs:
         with tempfile.TemporaryDirectory() as folder:
-            lay_out(config, Path(folder))
-            tensors = len(open_hf(folder).tensors)
+            tensors = lay_out(json.loads(config.read_text()), Path(folder))
             headers = median_seconds(lambda: open_hf(folder))
             plan = median_seconds(lambda: prepare(Request(Path(folder))).require())
         print(f"{config.stem:<34}{tensors:>9,}{headers:>11.2f}{plan:>9.2f}{plan / headers:>14.1f}")
