@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 
+from mapspec.diff.faults import LISTS
 from mapspec.diff.mappings import MappingDiff, Version
 from mapspec.diff.parts import Found, Store
 from mapspec.errors import SpecError
@@ -16,7 +17,6 @@ from mapspec.text import Path_
 
 __all__ = ["compare_declared"]
 
-_LISTS = ("passthrough", "ignore_hf", "ignore_megatron")
 _WORDS = ("about", "note", "shorter")
 
 
@@ -79,7 +79,7 @@ class _Declared:
     def lists(self) -> None:
         """Entries of the lists that no tensor of a reference model has shown to matter."""
         told = [f for f in self.store.found.values() if f.code in ("DC103", "DC201", "DC206")]
-        for section in _LISTS:
+        for section in LISTS:
             was, now = getattr(self.was, section), getattr(self.now, section)
             for pattern in dict.fromkeys((*was, *now)):
                 if (pattern in was) == (pattern in now) or any(f"`{pattern}`" in f.before + f.after for f in told):
@@ -124,7 +124,7 @@ class _Declared:
     def words(self) -> None:
         """Notes, reasons and the like."""
         for edit in self.edits:
-            reason = edit.path[0] in _LISTS and edit.cause.before and edit.cause.after
+            reason = edit.path[0] in LISTS and edit.cause.before and edit.cause.after
             if edit.path[-1] in _WORDS or reason:
                 self.found("DC502", ".".join(map(str, edit.path)), edit.cause.before, edit.cause.after, edit.path)
 
