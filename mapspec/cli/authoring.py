@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mapspec.cli.app import app
 from mapspec.cli.options import Format, FormatOpt, SpecPathsArg, complete_mapping, given_specs
 
+if TYPE_CHECKING:
+    from mapspec.authoring.fmt import Formatted
+    from mapspec.authoring.migrate import Migrated
+    from mapspec.diagnostics import Diagnostic
+
 __all__ = ["fmt", "keys", "migrate", "new"]
+
+CheckOpt = Annotated[bool, typer.Option("--check", help="Write nothing; show the difference and exit with 1.")]
+DiffOpt = Annotated[bool, typer.Option("--diff", help="Write nothing; show the difference.")]
 
 
 @app.command()
@@ -45,24 +54,15 @@ def new(
 @app.command()
 def fmt(
     paths: SpecPathsArg = None,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; show the difference and exit with 1.")] = False,
-    diff: Annotated[bool, typer.Option("--diff", help="Write nothing; show the difference.")] = False,
+    check: CheckOpt = False,
+    diff: DiffOpt = False,
 ) -> None:
     """Write specs in canonical form: order of keys, spacing, quotes, named holes. Comments and meaning stay."""
     from mapspec.authoring.fmt import format_files
-    from mapspec.render.findings import render_findings, shorten
 
     done = format_files(given_specs(paths))
     changed = [file for file in done if file.changed]
-    for file in changed:
-        if check or diff:
-            typer.echo(file.diff)
-        else:
-            file.path.write_text(file.after, encoding="utf-8", newline="\n")
-            typer.echo(f"formatted {shorten(str(file.path))}")
-    if check and changed:
-        typer.echo("\n" + render_findings([file.finding() for file in changed]))
-        raise typer.Exit(1)
+    _rewrite(changed, "formatted", check, diff, [file.finding() for file in changed])
     if not changed:
         typer.echo(f"{len(done)} spec{'s' if len(done) != 1 else ''} in canonical form")
 
@@ -70,26 +70,34 @@ def fmt(
 @app.command()
 def migrate(
     paths: SpecPathsArg = None,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; show the difference and exit with 1.")] = False,
-    diff: Annotated[bool, typer.Option("--diff", help="Write nothing; show the difference.")] = False,
+    check: CheckOpt = False,
+    diff: DiffOpt = False,
 ) -> None:
     """Bring specs in an older spelling up to date. Comments and layout stay."""
     from mapspec.authoring.migrate import migrate_files
-    from mapspec.render.findings import render_findings, shorten
 
     done = migrate_files(given_specs(paths))
     changed = [file for file in done if file.before != file.after]
+    _rewrite(changed, "migrated", check, diff, [finding for file in changed for finding in file.found])
+    if not changed:
+        typer.echo(f"{len(done)} spec{'s' if len(done) != 1 else ''} up to date, nothing to migrate")
+
+
+def _rewrite(
+    changed: Sequence[Formatted | Migrated], verb: str, check: bool, diff: bool, found: Sequence[Diagnostic]
+) -> None:
+    """Write what changed, or show it; with `check`, fail with these findings."""
+    from mapspec.render.findings import render_findings, shorten
+
     for file in changed:
         if check or diff:
             typer.echo(file.diff)
         else:
             file.path.write_text(file.after, encoding="utf-8", newline="\n")
-            typer.echo(f"migrated {shorten(str(file.path))}")
+            typer.echo(f"{verb} {shorten(str(file.path))}")
     if check and changed:
-        typer.echo("\n" + render_findings([finding for file in changed for finding in file.found]))
+        typer.echo("\n" + render_findings(found))
         raise typer.Exit(1)
-    if not changed:
-        typer.echo(f"{len(done)} spec{'s' if len(done) != 1 else ''} up to date, nothing to migrate")
 
 
 @app.command()
