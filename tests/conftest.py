@@ -35,6 +35,37 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
+def in_memory(memory: Path) -> Iterator[Path]:
+    """A fresh folder in `memory`."""
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Tiny checkpoints by the name of their variant (tests/fixtures_hf.py), each written once."""
+    from fixtures_hf import write_tiny
+
+    home, made = tmp_path_factory.mktemp("tiny"), dict[str, Path]()
+
+    def get(variant: str) -> Path:
+        if variant not in made:
+            made[variant] = write_tiny(variant, home / variant)
+        return made[variant]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def one_group() -> Iterator[None]:
+    """A process group of this process alone."""
+    from mapspec.backends.reference_parallel import one_process_group
+
+    with one_process_group():
+        yield
+
+
+@pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compare a text with `tests/golden/NAME`, or write it there."""
 

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,10 +31,8 @@ from mapspec.verify import verify
 
 
 @pytest.fixture
-def tmp_path(memory: Path) -> Iterator[Path]:
-    """As pytest's own, in `memory`."""
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
+def tmp_path(in_memory: Path) -> Path:
+    return in_memory
 
 
 @pytest.fixture(scope="module")

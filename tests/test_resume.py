@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,10 +32,8 @@ from mapspec.sources import open_source
 
 
 @pytest.fixture
-def tmp_path(memory: Path) -> Iterator[Path]:
-    """As pytest's own, in `memory`."""
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
+def tmp_path(in_memory: Path) -> Path:
+    return in_memory
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures_hf import write_tiny
 from safetensors.torch import load_file
 from variants import VARIANTS, change_checkpoint, write_variant
 
@@ -19,18 +18,6 @@ from mapspec.authoring.similar import alike, words
 from mapspec.mapping import compile_mapping
 
 type Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    home, made = tmp_path_factory.mktemp("tiny"), dict[str, Path]()
-
-    def get(variant: str) -> Path:
-        if variant not in made:
-            made[variant] = write_tiny(variant, home / variant)
-        return made[variant]
-
-    return get
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from edited import edited
+
 __all__ = ["CLASSES", "PLANTED", "REFACTORS", "ROOT", "TOY", "Edit", "apply_to", "toy_side", "write_side"]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,12 +43,7 @@ class Edit:
             new = self.edits(text)
             assert new != text, f"{self.name}: nothing was changed"
             return new
-        start = text.index(self.within)
-        head, body = text[:start], text[start:]
-        for old, new in self.edits:
-            assert old in body, f"{self.name}: the spec no longer says {old!r}"
-            body = body.replace(old, new, 1)
-        return head + body
+        return edited(text, self.edits, self.within, self.name)
 
 
 def swap(name: str, one: str, other: str, *, within: str = "", file: str = H) -> Edit:

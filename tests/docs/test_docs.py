@@ -41,9 +41,6 @@ from mapspec.link import link
 from mapspec.mapping import compile_mapping
 from mapspec.provider.spec import read_provider
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fixtures_hf import write_tiny
-
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))))
 _BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -57,19 +54,6 @@ def blocks(page: str, language: str) -> list[tuple[str, str]]:
 
 
 # --- checkpoints that commands use -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Tiny checkpoints by the name of their variant, each written once."""
-    home, made = tmp_path_factory.mktemp("tiny"), dict[str, Path]()
-
-    def get(variant: str) -> Path:
-        if variant not in made:
-            made[variant] = write_tiny(variant, home / variant)
-        return made[variant]
-
-    return get
 
 
 def _change_config(folder: Path, **changes: Any) -> None:

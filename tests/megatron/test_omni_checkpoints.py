@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fixtures_omni import OMNI, write_tiny_omni
 from oracle import load_with_megatron, read_hf, save_with_megatron, sharded_lines
 from oracle_omni import build_omni, fill_omni, parts_of
 from processes import spawn
+from test_convert_megatron import assert_same_hf
 from torch import Tensor
 
 from mapspec.backends.reference import one_process_group
 from mapspec.backends.reference_parallel import ParallelSizes
 from mapspec.convert import Output, convert
-from mapspec.copy import read_tensor
-from mapspec.io.hf_folder import open_hf
 from mapspec.io.torch_dist import open_torch_dist
 from mapspec.prepare import Request, prepare
 
@@ -44,16 +42,6 @@ def test_keys_shapes_and_objects_are_those_of_megatron(
     ours = {f"{key} {'x'.join(map(str, decl.shape))}" for key, decl in table.inventory("stored").items()}
     assert ours == {f"{key} {rest[-1]}" for key, *rest in lines if rest != ["object"]}
     assert {key for key, *rest in lines if rest == ["object"]} <= set(table.objects)
-
-
-def assert_same_hf(left: Path, right: Path) -> None:
-    """Both folders hold the same tensors, bit for bit, and the same config text."""
-    a, b = open_hf(left), open_hf(right)
-    assert a.tensors.keys() == b.tensors.keys()
-    for name, tensor in a.tensors.items():
-        assert tensor.dtype == b.tensors[name].dtype, name
-        assert np.array_equal(read_tensor(tensor, a.root), read_tensor(b.tensors[name], b.root)), name
-    assert a.config_text == b.config_text
 
 
 def scramble(model: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,10 @@ from oracle import read_hf
 from oracle_omni import build_omni, fill_omni
 from torch import Tensor
 
-from mapspec.backends.reference import cpu_adapters, one_process_group
+from mapspec.backends.reference import cpu_adapters
 from mapspec.errors import MapspecError
 
-pytestmark = pytest.mark.megatron
-
-
-@pytest.fixture(scope="module", autouse=True)
-def group() -> Iterator[None]:
-    with one_process_group():
-        yield
+pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_group")]
 
 
 @pytest.fixture(scope="module")

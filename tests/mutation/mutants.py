@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from edited import edited
 from torch import Tensor
 
 __all__ = ["MUTANTS", "Model", "Mutant"]
@@ -43,12 +44,7 @@ class Mutant:
 
     def apply(self, text: str) -> str:
         """The text of the spec with the mistake in it."""
-        start = text.index(self.within)
-        head, body = text[:start], text[start:]
-        for old, new in self.edits:
-            assert old in body, f"{self.name}: the spec no longer says {old!r}"
-            body = body.replace(old, new, 1)
-        return head + body
+        return edited(text, self.edits, self.within, self.name)
 
 
 def exchange(name: str, one: str, other: str, *, within: str = "", model: Model = "square") -> Mutant:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,14 @@ import pytest
 import torch
 from fixtures_omni import IMAGE, OMNI, SOUND, expanded_inputs, write_tiny_omni
 
-from mapspec.backends.reference import cpu_adapters, one_process_group
+from mapspec.backends.reference import cpu_adapters
 from mapspec.errors import SpecError
 from mapspec.io.json_config import read_config
 from mapspec.live import load
 from mapspec.provider.provider import Provider
 from mapspec.render.inventory import inventory_of
 
-pytestmark = pytest.mark.megatron
-
-
-@pytest.fixture(scope="module", autouse=True)
-def group() -> Iterator[None]:
-    with one_process_group():
-        yield
+pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_group")]
 
 
 @pytest.fixture(scope="module")
