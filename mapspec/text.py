@@ -1,6 +1,6 @@
 """YAML text -> plain data, with the place of every key and value.
 
-ruamel's composer gives the node tree of YAML 1.2 with positions; building the plain data from it ourselves keeps a
+`composer` gives the node tree of YAML 1.2 with positions; building the plain data from it ourselves keeps a
 span for every path and finds every duplicate key, not only the first.
 """
 
@@ -12,12 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.nodes import Node as YamlNode
 from ruamel.yaml.reader import ReaderError
 
+from mapspec.composer import compose
 from mapspec.diagnostics import Diagnostic, Note, Span
 from mapspec.errors import SpecError
 
@@ -147,9 +147,8 @@ def _node(node: YamlNode, text: str) -> Node:
 
 
 def _compose(text: str, path: str) -> MappingNode:
-    yaml = YAML(typ="safe", pure=True)
     try:
-        root = yaml.compose(text)
+        root = compose(text)
     except MarkedYAMLError as error:
         raise SpecError(_syntax(error, text, path)) from None
     except ReaderError as error:

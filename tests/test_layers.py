@@ -17,6 +17,7 @@ HERE = Path(mapspec.__file__).parent
 LAYERS = (
     ("_version", "tensors"),
     ("diagnostics", "errors"),
+    ("composer",),
     ("text", "names", "arrange", "collapse", "expr", "file_codes", "run_codes", "spec_codes"),
     ("codes", "schema.v1", "schema.provider_v1", "schema.export"),
     ("schema",),

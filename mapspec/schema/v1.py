@@ -97,7 +97,7 @@ DtypeName = Literal[
 class Model(BaseModel):
     """Base of all parts of a spec: unknown keys are refused, values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
 
 class Metadata(Model):
