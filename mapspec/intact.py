@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from mapspec.certificate import Certificate, FileRecord, read_certificate
 from mapspec.collapse import collapse
 from mapspec.copying.ahead import Ahead
+from mapspec.copying.alignment import pages
 from mapspec.copying.digests import Digester
 from mapspec.crew import Crew
 from mapspec.diagnostics import Diagnostic
@@ -23,7 +23,7 @@ from mapspec.sources import MANIFEST
 
 __all__ = ["Checked", "check_intact"]
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 _NAMED = 10
 
 
@@ -124,7 +124,7 @@ class _Readers:
         return self._findings
 
     def _work(self) -> None:
-        buffer = memoryview(mmap.mmap(-1, _BLOCK))
+        buffer = pages(_BLOCK)
         for path, record in self._crew.jobs():
             found = list(self._check(path, record, buffer))
             with self._crew.lock:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mapspec._version import __version__
+from mapspec.copying.alignment import pages
 from mapspec.copying.digests import Digester, FileDone
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError
@@ -28,7 +29,7 @@ from mapspec.sources import identity_of
 
 __all__ = ["conversion_identity", "differences", "find", "remove_others", "require_same", "settle"]
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 # They say where and how to write, not what.
 _HOW = ("destination", "overwrite", "threads", "max_memory", "fsync", "resume", "recheck", "keep")
@@ -176,7 +177,7 @@ def settle(folder: Path, found: Leftover, work: Work, *, recheck: bool) -> dict[
 def _read(path: Path, done: FileDone) -> FileDone:
     """What a file holds, as `done` says what it held."""
     digester = Digester([(digest.offset, digest.nbytes) for digest in done.digests])
-    buffer = memoryview(bytearray(_BLOCK))
+    buffer = pages(_BLOCK)
     at = 0
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):

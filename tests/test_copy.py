@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_128
 
 from mapspec.copy import FileDone, execute, first_difference, jobs_of, read_tensor
-from mapspec.copying import gather, worker
+from mapspec.copying import alignment, gather, worker
 from mapspec.copying.behind import crowded
 from mapspec.copying.casts import caster
 from mapspec.copying.gather import UNSIGNED
@@ -93,7 +93,8 @@ def small_limits(draw_small: bool) -> ExitStack:
     stack = ExitStack()
     if draw_small:
         stack.enter_context(mock.patch.multiple(gather, _BLOCK=64, _SMALLEST=16, _STAGE=128, _FAR=40))
-        stack.enter_context(mock.patch.multiple(worker, _BLOCK=32, _PAGE=16, _SHORTEST_RUN=12))
+        stack.enter_context(mock.patch.multiple(worker, _BLOCK=32, _SHORTEST_RUN=12))
+        stack.enter_context(mock.patch.multiple(alignment, PAGE=16, _NEAR=4, _PLACES=(0, 8, 4)))
         stack.enter_context(mock.patch.object(worker, "_ZEROS", bytes(32)))
     return stack
 
@@ -244,6 +245,47 @@ def test_column_slabs_of_a_real_size(tmp_path: Path, parts: int, files: list[str
     (tmp_path / "out" / "small.json").unlink()
     back = copy_one(tmp_path / "out", cut_up, "bfloat16", [whole(array.shape)], files)
     np.testing.assert_array_equal(read_tensor(back, tmp_path / "out" / "out"), array)
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**40))
+def test_memory_has_a_place_for_any_source_and_target(source: int, target: int) -> None:
+    at = alignment.place(source, target)
+    assert not alignment.slow(source, at)
+    assert not alignment.slow(at, target)
+
+
+@pytest.mark.parametrize("columns", [4096, 512])
+@pytest.mark.parametrize("before", [0, 1, 16, 63, 2048, 4065])
+@pytest.mark.parametrize("ahead", [0, 8, 63, 2060])
+def test_no_read_or_write_is_of_the_slow_kind(tmp_path: Path, columns: int, before: int, ahead: int) -> None:
+    array = random_bits(1, (100, 4096), "bfloat16")
+    (tmp_path / "a").write_bytes(bytes(before) + array.tobytes())
+    source = StoredTensor("s", "bfloat16", array.shape, (Chunk(whole(array.shape), "a", before, array.nbytes),))
+    chunks = tuple(
+        Chunk(((0, 100), (at, at + columns)), "x", ahead + at * 200, columns * 200) for at in range(0, 4096, columns)
+    )
+    tensor = StoredTensor("t", "bfloat16", array.shape, chunks)
+    layout = Layout({"t": tensor}, {"x": ahead + array.nbytes}, {"x": (Framing(0, bytes(ahead)),) if ahead else ()}, {})
+    fills = [Fill(tensor, chunk, (Part(chunk.box, source, chunk.box),)) for chunk in chunks]
+    slow: list[tuple[str, int]] = []
+    preadv, pwrite = os.preadv, os.pwrite
+
+    def address(view: memoryview) -> int:
+        return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0])
+
+    def watched_read(fd: int, views: list[memoryview], offset: int) -> int:
+        slow.extend([("read", offset)] * alignment.slow(offset, address(views[0])))
+        return preadv(fd, views, offset)
+
+    def watched_write(fd: int, view: memoryview, offset: int) -> int:
+        slow.extend([("write", offset)] * alignment.slow(address(view), offset))
+        return pwrite(fd, view, offset)
+
+    (tmp_path / "out").mkdir()
+    with mock.patch.multiple(os, preadv=watched_read, pwrite=watched_write):
+        execute(fills, layout, source_root=tmp_path, target_root=tmp_path / "out", fsync=False)
+    assert slow == []
+    np.testing.assert_array_equal(read_tensor(tensor, tmp_path / "out"), array)
 
 
 def test_rows_too_wide_to_read_whole(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ than one read per short row.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mapspec.copying.alignment import PAGE, pages, place, slow
 from mapspec.copying.casts import CASTABLE, caster
 from mapspec.copying.pieces import BoxIndex, Piece, dense_strides
 from mapspec.copying.source import SourceFiles
@@ -27,8 +27,8 @@ type Array = npt.NDArray[Any]
 # Unsigned integers stand for elements of any dtype of that size: bits are moved, never interpreted.
 UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
-# Measured: rows put together out of slabs want blocks of 1 MiB, as does everything that is copied straight. Cutting
-# rows into slabs wants to read more than that at once, so that what is written to each slab is not too short.
+# Cutting rows into slabs wants to read more at once than is copied straight, so that what is written to each slab is
+# not too short.
 _BLOCK = 1 << 20
 _SMALLEST = 1 << 16
 _STAGE = 4 << 20
@@ -42,34 +42,39 @@ class Scratch:
     """Memory of one worker: page-aligned, made when first needed, reused for every block.
 
     Attributes:
-        block: for a finished block of the destination.
+        block: for a finished block of the destination, and a page to place it in.
         held: file, first and last offset of the source bytes in the staging memory, where they may serve again.
     """
 
-    __slots__ = ("_cast", "_stage", "block", "held")
+    __slots__ = ("_cast", "_stage", "_staged", "block", "held")
 
     def __init__(self) -> None:
-        self.block = memoryview(mmap.mmap(-1, _STAGE))
+        self.block = pages(_STAGE + PAGE)
         self._stage: memoryview | None = None
+        self._staged = memoryview(b"")
         self._cast: memoryview | None = None
         self.held: tuple[str, int, int] | None = None
 
-    def stage(self) -> memoryview:
-        """The staging memory, about to be filled; `held` forgets what was in it."""
+    def stage(self, source: int, length: int) -> memoryview:
+        """Staging memory for `length` bytes, at most `_STAGE`, from offset `source` of a file.
+
+        What was in it is lost, and `held` forgets it.
+        """
         if self._stage is None:
-            self._stage = memoryview(mmap.mmap(-1, _STAGE))
+            self._stage = pages(_STAGE + PAGE)
         self.held = None
-        return self._stage
+        low = place(source)
+        self._staged = self._stage[low : low + length]
+        return self._staged
 
     def staged(self) -> memoryview:
         """The staging memory as it was last filled."""
-        assert self._stage is not None
-        return self._stage
+        return self._staged
 
     def cast(self) -> memoryview:
         """Room for the source values of a block before their dtype changes."""
         if self._cast is None:
-            self._cast = memoryview(mmap.mmap(-1, 2 * _STAGE))
+            self._cast = pages(2 * _STAGE)
         return self._cast
 
 
@@ -137,35 +142,35 @@ class Gather:
             piece = self._pieces[at]
             # the ellipsis makes a view of a scalar, too
             where: tuple[Any, ...] = tuple(slice(a - i[0], b - i[0]) for (a, b), i in zip(common, box, strict=True))
-            place = whole[(*where, ...)]
+            into = whole[(*where, ...)]
             if piece.file is None:
-                place[...] = 0
+                into[...] = 0
             elif piece.dtype == self._dtype:
-                _read(place, piece, piece.start_of(common), files, scratch)
+                _read(into, piece, piece.start_of(common), files, scratch)
             else:
                 item = itemsize(piece.dtype)
-                values = np.frombuffer(scratch.cast(), UNSIGNED[item], numel(place.shape)).reshape(place.shape)
+                values = np.frombuffer(scratch.cast(), UNSIGNED[item], numel(into.shape)).reshape(into.shape)
                 _read(values, piece, piece.start_of(common), files, scratch)
-                place[...] = self._cast[piece.dtype](values)
+                into[...] = self._cast[piece.dtype](values)
 
 
-def _read(place: Array, piece: Piece, start: int, files: SourceFiles, scratch: Scratch) -> None:
-    """Fill `place` with the elements that begin at byte `start` and step as the piece does."""
+def _read(into: Array, piece: Piece, start: int, files: SourceFiles, scratch: Scratch) -> None:
+    """Fill `into` with the elements that begin at byte `start` and step as the piece does."""
     assert piece.file is not None
-    item = place.itemsize
+    item = into.itemsize
     # Axes of extent 1 have nothing to step over; without them the outermost stride is a real distance.
-    kept = [axis for axis, extent in enumerate(place.shape) if extent > 1]
+    kept = [axis for axis, extent in enumerate(into.shape) if extent > 1]
     strides = tuple(piece.strides[axis] for axis in kept)
-    shape = tuple(place.shape[axis] for axis in kept)
+    shape = tuple(into.shape[axis] for axis in kept)
     span = item + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-    if span == place.nbytes:
-        if place.flags.c_contiguous:
-            files.read_into(memoryview(place.reshape(-1).view(np.uint8)), piece.file, start)
+    if span == into.nbytes:
+        if into.flags.c_contiguous and (span > _STAGE or not slow(start, into.__array_interface__["data"][0])):
+            files.read_into(memoryview(into.reshape(-1).view(np.uint8)), piece.file, start)
             return
         if span <= _STAGE:
-            staged = scratch.stage()[:span]
+            staged = scratch.stage(start, span)
             files.read_into(staged, piece.file, start)
-            place[...] = np.frombuffer(staged, place.dtype).reshape(place.shape)
+            into[...] = np.frombuffer(staged, into.dtype).reshape(into.shape)
             return
     elif strides[0] <= _FAR and span <= _STAGE:
         # Whole rows of the source chunk, so that the next column slab finds them already here.
@@ -174,18 +179,18 @@ def _read(place: Array, piece: Piece, start: int, files: SourceFiles, scratch: S
         if end - begin > _STAGE:
             begin, end = start, start + span
         if scratch.held != (piece.file, begin, end):
-            staged = scratch.stage()[: end - begin]
+            staged = scratch.stage(begin, end - begin)
             files.read_into(staged, piece.file, begin)
             scratch.held = (piece.file, begin, end)
-        rows: Array = np.ndarray(shape, place.dtype, scratch.staged(), start - begin, strides)
-        place[...] = rows.reshape(place.shape)
+        rows: Array = np.ndarray(shape, into.dtype, scratch.staged(), start - begin, strides)
+        into[...] = rows.reshape(into.shape)
         return
     elif strides[0] > _FAR:
         axis = kept[0]
-        for at in range(place.shape[axis]):
-            row = place[(slice(None),) * axis + (slice(at, at + 1),)]
+        for at in range(into.shape[axis]):
+            row = into[(slice(None),) * axis + (slice(at, at + 1),)]
             _read(row, piece, start + at * strides[0], files, scratch)
         return
     axis, half = kept[0], shape[0] // 2
-    _read(place[(slice(None),) * axis + (slice(0, half),)], piece, start, files, scratch)
-    _read(place[(slice(None),) * axis + (slice(half, None),)], piece, start + half * strides[0], files, scratch)
+    _read(into[(slice(None),) * axis + (slice(0, half),)], piece, start, files, scratch)
+    _read(into[(slice(None),) * axis + (slice(half, None),)], piece, start + half * strides[0], files, scratch)

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from mapspec.copying.ahead import expecting
+from mapspec.copying.alignment import place, slow
 from mapspec.copying.behind import Behind
 from mapspec.copying.digests import Digester, FileDone
 from mapspec.copying.gather import Gather, Scratch
@@ -25,9 +26,7 @@ from mapspec.tensors import Box, StoredTensor
 __all__ = ["Job", "Worker", "write_problem"]
 
 # A block is written from the cache next to the core, which holds 1 to 2 MiB on servers and has to hold other things.
-# Where it holds 1 MiB, blocks of 1 MiB take twice the time of these.
-_BLOCK = 1 << 19
-_PAGE = 4096
+_BLOCK = 1 << 18
 # Strided pieces with runs of at least this length are read run by run, shorter ones are gathered.
 _SHORTEST_RUN = 1 << 16
 _ZEROS = bytes(_BLOCK)
@@ -69,13 +68,13 @@ class Worker:
         self._fsync = fsync
         self._wrote = wrote
         self._scratch = Scratch()
-        self._buffer = self._scratch.block[:_BLOCK]
         self._indexes: dict[int, tuple[StoredTensor, BoxIndex]] = {}
         self._fd = -1
         self._file = ""
         self._digester = Digester(())
-        # the part of the buffer that waits to be written: from where in the file, from where and to where in the buffer
-        self._at = self._low = self._high = 0
+        # The part of the block that waits to be written: from where in the file, from where and to where in the block;
+        # and to where the block may be filled.
+        self._at = self._low = self._high = self._full = 0
 
     def close(self) -> None:
         """Close the source files."""
@@ -86,7 +85,7 @@ class Worker:
         path = self._target_root / job.file
         self._file = job.file
         self._digester = Digester([(fill.chunk.offset, fill.chunk.nbytes) for fill in job.fills])
-        self._low = self._high = 0
+        self._low = self._high = self._full = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -180,18 +179,19 @@ class Worker:
     def _gather(self, group: Sequence[tuple[int, Gather]]) -> None:
         """Fill several chunks, a block of each in turn: blocks of the same rows share what was read for the first."""
         self._scratch.held = None
-        block = self._scratch.block
         for blocks in zip_longest(*(gather.blocks() for _, gather in group)):
             for (start, gather), ready in zip(group, blocks, strict=True):
                 if ready is not None:
                     box, offset, length = ready
-                    gather.read(box, block[:length], self._files, self._scratch)
-                    self._write(block[:length], start + offset)
+                    low = place(target=start + offset)
+                    block = self._scratch.block[low : low + length]
+                    gather.read(box, block, self._files, self._scratch)
+                    self._write(block, start + offset)
 
     def _run(self, at: int, file: str | None, offset: int, length: int) -> None:
-        """Copy a run through the buffer, which is written when it is full or the next run does not follow on."""
+        """Copy a run through the block, which is written when it is full or the next run does not follow on."""
         while length:
-            room = self._room(at)
+            room = self._room(at, None if file is None else offset)
             take = min(length, len(room))
             if file is None:
                 room[:take] = _ZEROS[:take]
@@ -211,20 +211,22 @@ class Worker:
             self._high += take
             at, left = at + take, left[take:]
 
-    def _room(self, at: int) -> memoryview:
-        """Free space of the buffer for bytes that belong at offset `at` of the file."""
-        if self._high == _BLOCK or self._at + self._high - self._low != at:
+    def _room(self, at: int, source: int | None = None) -> memoryview:
+        """Free space of the block for bytes that belong at offset `at` of the file and are read from `source`."""
+        follows = self._at + self._high - self._low == at
+        if self._high == self._full or not follows or (source is not None and slow(source, self._high)):
             self._flush()
         if self._high == self._low:
-            # Pages of the buffer and of the file coincide.
-            self._at, self._low = at, at % _PAGE
+            self._at, self._low = at, place(source, at)
             self._high = self._low
-        return self._buffer[self._high :]
+            # Up to the end of a block of the file, so that later ones begin with a page.
+            self._full = self._low + _BLOCK - at % _BLOCK
+        return self._scratch.block[self._high : self._full]
 
     def _flush(self) -> None:
         if self._high > self._low:
-            self._write(self._buffer[self._low : self._high], self._at)
-        self._low = self._high = 0
+            self._write(self._scratch.block[self._low : self._high], self._at)
+        self._low = self._high = self._full = 0
 
     def _write(self, view: memoryview, at: int) -> None:
         start, length = at, len(view)
