@@ -4,9 +4,9 @@
 
 Makes a dense checkpoint and one with thousands of experts in DIR (removed at the end), and runs rounds: in each, `cp`
 and then every method, each in a process of its own. A ratio is taken within a round. Printed: median, least and most of
-the ratios, median seconds, and peak anonymous memory. Warm: sources in the page cache, nothing synced. Cold: the page
-cache is dropped before each run (needs to be root) and results are synced, those of `cp` too. DIR needs three times the
-size of a checkpoint.
+the ratios, that of the copy alone (without deciding what to copy, and publishing), median seconds, and peak anonymous
+memory. Warm: sources in the page cache, nothing synced. Cold: the page cache is dropped before each run (needs to be
+root) and results are synced, those of `cp` too. DIR needs three times the size of a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoints import CONFIGS, KINDS, lay_out, make
+from machine import fetch_memory, size_of
 
 HERE = Path(__file__).resolve().parent
 DROP = Path("/proc/sys/vm/drop_caches")
@@ -36,11 +37,13 @@ class Results:
 
     seconds: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
+    copying: list[float] = field(default_factory=list)
     peak_mb: float = 0.0
 
 
 def cp(source: Path, target: Path, fsync: bool) -> float:
     """Seconds that `cp -r` takes, with the sync of what it wrote."""
+    fetch_memory(2 * size_of(source))
     began = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     if fsync:
@@ -48,14 +51,14 @@ def cp(source: Path, target: Path, fsync: bool) -> float:
     return time.perf_counter() - began
 
 
-def once(method: str, source: Path, target: Path, fsync: bool) -> tuple[float, float]:
-    """Seconds and peak memory in MB of one run in a fresh process."""
+def once(method: str, source: Path, target: Path, fsync: bool) -> tuple[float, float | None, float]:
+    """Seconds, those of copying where they are known, and peak memory in MB of one run in a fresh process."""
     command = [sys.executable, str(HERE / "once.py"), method, str(source), str(target), *(["fsync"] if fsync else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{method} failed:\n{done.stderr}")
     said = json.loads(done.stdout.splitlines()[-1])
-    return said["seconds"], said["peak_mb"]
+    return said["seconds"], said["copying"], said["peak_mb"]
 
 
 def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds: int, cold: bool) -> None:
@@ -67,23 +70,27 @@ def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds:
     for _ in range(rounds):
         base: dict[Path, float] = {}
         for source in sources:
-            base[source] = _timed(lambda source=source: (cp(source, target, cold), 0.0), source, target, cold)[0]
+            base[source] = _timed(lambda source=source: (cp(source, target, cold), None, 0.0), source, target, cold)[0]
             found[f"cp {source.name}"].seconds.append(base[source])
             found[f"cp {source.name}"].ratios.append(1.0)
         for label, method, source in runs:
-            seconds, peak = _timed(lambda m=method, s=source: once(m, s, target, cold), source, target, cold)
+            seconds, copying, peak = _timed(lambda m=method, s=source: once(m, s, target, cold), source, target, cold)
             result = found[label]
             result.seconds.append(seconds)
             result.ratios.append(seconds / base[source])
+            if copying is not None:
+                result.copying.append(copying / base[source])
             result.peak_mb = max(result.peak_mb, peak)
     print(f"\n{title}: {rounds} rounds")
-    print(f"{'':<44}{'median':>8}{'least':>8}{'most':>8}{'seconds':>10}{'peak MB':>9}")
+    print(f"{'':<44}{'median':>8}{'least':>8}{'most':>8}{'copying':>9}{'seconds':>10}{'peak MB':>9}")
     for label, result in found.items():
         ratios = f"{statistics.median(result.ratios):>8.2f}{min(result.ratios):>8.2f}{max(result.ratios):>8.2f}"
-        print(f"{label:<44}{ratios}{statistics.median(result.seconds):>10.2f}{result.peak_mb:>9.0f}", flush=True)
+        copying = f"{statistics.median(result.copying):.2f}" if result.copying else ""
+        seconds = f"{statistics.median(result.seconds):.2f}"
+        print(f"{label:<44}{ratios}{copying:>9}{seconds:>10}{result.peak_mb:>9.0f}", flush=True)
 
 
-def _timed(run, source: Path, target: Path, cold: bool) -> tuple[float, float]:
+def _timed(run, source: Path, target: Path, cold: bool) -> tuple[float, float | None, float]:
     """A run with the cache as it shall be, and its traces removed."""
     shutil.rmtree(target, ignore_errors=True)
     os.sync()  # what an earlier run left to be written is not this run's burden
