@@ -18,7 +18,7 @@ from typing import Any
 from mapspec.amounts import human_bytes
 from mapspec.beside import carry, check_tie, record, write_certificate, write_file
 from mapspec.certificate import file_records, record_of
-from mapspec.copy import CopyReport, execute
+from mapspec.copy import CopyReport, check_room, execute
 from mapspec.copying.digests import FileDone
 from mapspec.copying.worker import write_problem
 from mapspec.diagnostics import Diagnostic, Note
@@ -251,6 +251,10 @@ def _copy(
 ) -> CopyReport:  # fmt: skip
     """Fill this rank's share of the data files; the report is about those of all ranks."""
     waiting = {file: size for file, size in work.sizes.items() if file not in begun.finished}
+    if team.world > 1:  # each has room for its own share, but there is one disk
+        with team.together():
+            if team.rank == 0:
+                check_room(begun.folder, sum(waiting.values()))
     mine = set(shares(waiting, team.world)[team.rank])
     if team.world == 1:
         parts = [_fill(prepared, output, work, begun, journal, mine, progress)]

@@ -29,7 +29,7 @@ from mapspec.io.filesystem import Access, access_to
 from mapspec.io.layout import Layout
 from mapspec.progress import NoProgress, Progress
 
-__all__ = ["CopyReport", "Digest", "FileDone", "execute", "first_difference", "jobs_of", "read_tensor"]
+__all__ = ["CopyReport", "Digest", "FileDone", "check_room", "execute", "first_difference", "jobs_of", "read_tensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def execute(
     access = access or access_to(source_root)
     count = max(1, min(threads or max(access.threads, access_to(target_root).threads), len(jobs)))
     sizes = sorted((job.size for job in jobs), reverse=True)
-    _check_room(target_root, sum(sizes[: 4 + count] if staged else sizes) + sum(map(len, small.values())))
+    check_room(target_root, sum(sizes[: 4 + count] if staged else sizes) + sum(map(len, small.values())))
     copy = _Copy(jobs, progress or NoProgress(), source_root, target_root, count, fsync, done, access)
     copy.run(total)
     for name, data in small.items():
@@ -179,7 +179,12 @@ def jobs_of(fills: Sequence[Fill], layout: Layout) -> tuple[Job, ...]:
     )
 
 
-def _check_room(target_root: Path, needed: int) -> None:
+def check_room(target_root: Path, needed: int) -> None:
+    """Make sure that the disk of `target_root` has room for `needed` bytes.
+
+    Raises:
+        ConvertError: MS701.
+    """
     free = shutil.disk_usage(target_root).free
     if free < needed:
         raise ConvertError(

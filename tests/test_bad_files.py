@@ -113,7 +113,14 @@ def _flip(path: Path) -> None:
         file.write(bytes([last[0] ^ 1]))
 
 
+def _flip_in_secret(path: Path) -> None:
+    stat = path.stat()
+    _flip(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
 CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "time-put-back": (_flip_in_secret, "and its time of change put back"),
     "appended-to": (_append, "bytes, has "),
     "written-to": (_flip, "was written to"),
     "replaced": (_replace, "was replaced by another file"),
@@ -143,6 +150,20 @@ def test_a_source_that_changes_meanwhile(source: Path, tmp_path: Path, case: str
     assert victim.name in finding.notes[0].message
     assert says in finding.notes[0].message
     assert listing(tmp_path) == before
+
+
+def test_what_leaves_the_bytes_alone_is_no_change(source: Path, tmp_path: Path) -> None:
+    """A backup that links, a chmod; and file systems in user space, which number their files anew at times."""
+    stamps = open_hf(source).stamps
+    one, other, _ = (source / file for file in sorted(stamps))
+    os.link(one, tmp_path / "backup")
+    other.chmod(0o444)
+    assert changed(source, stamps) is None
+    _replace(one)
+    with mock.patch("mapspec.io.filesystem.kind_of", return_value="fuse.sshfs"):
+        assert changed(source, stamps) is None
+        _append(other)
+        assert changed(source, stamps) is not None
 
 
 def test_many_changes_are_one_finding(source: Path) -> None:

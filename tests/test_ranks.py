@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rank_server import RankServer, Said
 from test_convert import small, write_hf
-from test_resume import tree
+from test_resume import Disk, tree
 
 from mapspec import convert as convert_module
 from mapspec.convert import Output, convert
@@ -113,6 +113,14 @@ def test_a_failing_rank_ends_all_and_others_resume(checkpoints: Path, tmp_path: 
     assert [one.code for one in said] == [0, 0, 0], said
     assert tree(tmp_path / "out") == tree(checkpoints / "megatron")
     assert leftovers(tmp_path / "out") == ()
+
+
+def test_a_disk_too_small_for_all_is_known_before_the_work(
+    checkpoints: Path, tmp_path: Path, server: RankServer
+) -> None:
+    with Disk(tmp_path / "disk", "size=256k") as disk:
+        failed(server.convert(tmp_path, 3, checkpoints / "hf", disk.folder / "out"), "MS701")
+        assert list(disk.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(("rank", "what"), [(1, "kill"), (0, "kill"), (1, "stop")])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mapspec.diagnostics import Diagnostic, Note
+from mapspec.io.filesystem import access_to
 from mapspec.io.remote import RemotePath
 from mapspec.io.stamp import Stamp
 
@@ -86,6 +87,7 @@ def opened(path: Path) -> Iterator[OpenedFile]:
 def changed(root: Path, stamps: Mapping[str, Stamp]) -> Diagnostic | None:
     """What to say if files below `root` are not the ones that were stamped (MS707)."""
     notes = []
+    loose = access_to(root).place == "user space"
     if isinstance(root, RemotePath):
         root.store.refresh()
     for file, before in stamps.items():
@@ -95,22 +97,16 @@ def changed(root: Path, stamps: Mapping[str, Stamp]) -> Diagnostic | None:
         except OSError as error:
             notes.append(Note(f"`{file}`: {error.strerror}"))
             continue
-        if now != before:
-            notes.append(Note(f"`{file}`: {_difference(before, now)}"))
+        if (what := before.difference(now.loosely(before) if loose else now)) is not None:
+            notes.append(Note(f"`{file}`: {what}"))
     if not notes:
         return None
     more = [Note(f"and {len(notes) - _SHOWN} more")] if len(notes) > _SHOWN else []
-    what = "a file" if len(notes) == 1 else f"{len(notes):,} files"
+    files = "a file" if len(notes) == 1 else f"{len(notes):,} files"
     return Diagnostic(
         "MS707",
-        f"{what} of the source changed while being read",
+        f"{files} of the source changed while being read",
         where=str(root),
         notes=(*notes[:_SHOWN], *more),
         help="wait until nothing writes to the source any more, then start again",
     )
-
-
-def _difference(before: Stamp, now: Stamp) -> str:
-    if before.nbytes != now.nbytes:
-        return f"had {before.nbytes:,} bytes, has {now.nbytes:,}"
-    return "was replaced by another file" if before.inode != now.inode else "was written to"
