@@ -111,11 +111,6 @@ def rule_key(rule: BoundRule) -> tuple[object, ...]:
     )
 
 
-def same_positions(one: tuple[Position, ...], other: tuple[Position, ...]) -> bool:
-    """Whether two rules count the same positions."""
-    return one == other
-
-
 def sides_of(row: Row) -> Sides:
     """Names of a row on all surfaces."""
     position, surfaces = row.position, row.forms.surfaces

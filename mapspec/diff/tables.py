@@ -6,30 +6,21 @@ written out and joined by their Megatron names, however the rules that make them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mapspec.bound import Bound, BoundRule
-from mapspec.diff.rules import Forms, Sides, Signature, rule_key, sides_of, sources
+from mapspec.diff.pairs import Difference, Half, differences, differences_of_rules
+from mapspec.diff.rules import Forms, Sides, Signature, rule_key, sides_of
 from mapspec.diff.words import (
-    cut_of,
-    hf_shapes,
-    in_keys,
-    keyed,
     made_of,
-    names_of,
-    order_of,
-    policy_of,
-    shapes_of,
     stored_as,
 )
 from mapspec.names import Pattern
-from mapspec.table import Row, RuleForms, build_table
+from mapspec.table import Row, build_table
 from mapspec.tensors import Box
 
 __all__ = ["Outcome", "TableDiff", "compare_tables"]
-
-type Pair = tuple[RuleForms | None, RuleForms | None]
 
 
 @dataclass(slots=True)
@@ -95,7 +86,7 @@ class _Comparison:
         self.old, self.new, self.published = old, new, published
         self.outcomes: dict[tuple[object, ...], Outcome] = {}
         self.forms: dict[int, Forms] = {}
-        self.kinds: dict[tuple[int, int], Sequence[tuple[str, str, str]]] = {}
+        self.kinds: dict[tuple[int, int], Sequence[Difference]] = {}
         self.touched: dict[str, set[str]] = {}  # canonical name -> codes
 
     def run(self) -> TableDiff:
@@ -125,80 +116,15 @@ class _Comparison:
     # --- rows that both sides have ------------------------------------------------------------------------------
 
     def both(self, old: Row, new: Row) -> None:
-        one, other = sides_of(old), sides_of(new)
-        a, b = self.signature(old), self.signature(new)
-        for code, before, after in self.compared(old, new):
-            self.add(code, old, new, one, other, before, after)
-        if one.hf == other.hf and (a.hf_region, a.hf_shapes) == (b.hf_region, b.hf_shapes):
-            pass
-        elif {n for n, _ in one.hf} != {n for n, _ in other.hf}:
-            self.sourced(old, new, one, other)
-        elif a.shape != b.shape:
-            pass  # said already
-        elif sorted(zip(names_of(one.hf), a.hf_shapes, strict=True)) != sorted(
-            zip(names_of(other.hf), b.hf_shapes, strict=True)
-        ):
-            self.add("DC204", old, new, one, other, shapes_of(a), shapes_of(b))
-        elif sources(one, a) != sources(other, b):
-            self.moved(old, new, one, other)
-        if one.stored != other.stored or (a.stored_shapes, a.stored_region) != (b.stored_shapes, b.stored_region):
-            self.stored(old, new, one, other)
+        one, other = (Half(row, sides_of(row), self.signature(row)) for row in (old, new))
+        for code, before, after in (*self.compared(old, new), *differences(one, other, self.old_hf, self.new_hf)):
+            self.add(code, old, new, one.sides, other.sides, before, after)
 
-    def sourced(self, old: Row, new: Row, one: Sides, other: Sides) -> None:
-        """It is made of other Hugging Face tensors."""
-        was, now = {n for n, _ in one.hf}, {n for n, _ in other.hf}
-        a, b = self.signature(old), self.signature(new)
-        before, after = made_of(old), made_of(new)
-        if now <= self.old_hf and was <= self.new_hf and a.hf_shapes == b.hf_shapes:
-            # Every name is there on both sides and fits as before: nobody notices.
-            same_rule = _identity(old.rule) == _identity(new.rule) and before == after
-            self.add("DC104" if same_rule else "DC101", old, new, one, other, before, after)
-        elif a.hf_shapes == b.hf_shapes:
-            self.add("DC202", old, new, one, other, before, after)
-        else:
-            self.add("DC202", old, new, one, other, f"{before} {hf_shapes(a)}", f"{after} {hf_shapes(b)}")
-
-    def moved(self, old: Row, new: Row, one: Sides, other: Sides) -> None:
-        """The same Hugging Face tensors, and other elements of them."""
-        before, after = made_of(old), made_of(new)
-        if [lead for _, lead in one.hf] != [lead for _, lead in other.hf]:
-            self.add("DC104", old, new, one, other, before, after)
-        elif before != after and len(one.hf) > 1:
-            self.add("DC101", old, new, one, other, before, after)
-        else:
-            self.add("DC102", old, new, one, other, order_of(old), order_of(new))
-
-    def stored(self, old: Row, new: Row, one: Sides, other: Sides) -> None:
-        """Other tensors of torch_dist, or other elements of them."""
-        a, b = self.signature(old), self.signature(new)
-        keys = names_of(one.stored), names_of(other.stored)
-        if set(keys[0]) != set(keys[1]):
-            self.add("DC203", old, new, one, other, stored_as(old, one), stored_as(new, other))
-            return
-        if a.shape != b.shape:
-            return  # said of the whole tensor
-        if keys[0] == keys[1] and a.stored_shapes != b.stored_shapes:
-            before, after = (f"in torch_dist {' + '.join(str(list(x)) for x in s.stored_shapes)}" for s in (a, b))
-            self.add("DC204", old, new, one, other, before, after)
-            return
-        shapes = [dict(zip(k, s.stored_shapes, strict=True)) for k, s in zip(keys, (a, b), strict=True)]
-        if shapes[0] != shapes[1]:
-            before, after = (f"in torch_dist {keyed(x)}" for x in shapes)
-            self.add("DC204", old, new, one, other, before, after)
-            return
-        places = [
-            sorted((s.stored[n][0], s.stored[n][1] + box, right) for n, box, right in sign.stored_region)
-            for s, sign in ((one, a), (other, b))
-        ]
-        if places[0] != places[1]:
-            moved = [lead for _, lead in one.stored] != [lead for _, lead in other.stored]
-            self.add("DC104" if moved else "DC101", old, new, one, other, in_keys(old), in_keys(new))
-
-    def compared(self, old: Row, new: Row) -> Sequence[tuple[str, str, str]]:
-        """(class, before, after) of everything but names, the same for all rows of two rules."""
+    def compared(self, old: Row, new: Row) -> Sequence[Difference]:
+        """What differs but for names, the same for all rows of two rules."""
         key = (id(old.forms), id(new.forms))
         if key not in self.kinds:
-            self.kinds[key] = tuple(_compare(self.of(old.forms), self.of(new.forms)))
+            self.kinds[key] = tuple(differences_of_rules(self.signature(old), self.signature(new)))
         return self.kinds[key]
 
     # --- rows that one side has ---------------------------------------------------------------------------------
@@ -275,13 +201,10 @@ class _Comparison:
 
     # --- collecting ---------------------------------------------------------------------------------------------
 
-    def of(self, forms: RuleForms) -> Forms:
-        if id(forms) not in self.forms:
-            self.forms[id(forms)] = Forms(forms.rule, forms)
-        return self.forms[id(forms)]
-
     def signature(self, row: Row) -> Signature:
-        return self.of(row.forms).signature
+        if id(row.forms) not in self.forms:
+            self.forms[id(row.forms)] = Forms(row.rule, row.forms)
+        return self.forms[id(row.forms)].signature
 
     def add(
         self, code: str, old: Row | None, new: Row | None, one: Sides | None, other: Sides | None, before: str,
@@ -355,32 +278,10 @@ def _unmatched(old: Bound, new: Bound) -> tuple[list[BoundRule], list[BoundRule]
     return left, [rule for rules in waiting.values() for rule in rules], same
 
 
-def _compare(old: Forms, new: Forms) -> Iterable[tuple[str, str, str]]:
-    """What differs between two rules beyond the names and order of what they are made of."""
-    a, b = old.signature, new.signature
-    if a == b:
-        return
-    if a.shape != b.shape:
-        yield "DC204", shapes_of(a), shapes_of(b)
-    if [(d, g) for d, g, _ in a.split] != [(d, g) for d, g, _ in b.split] or a.parallel != b.parallel:
-        yield "DC205", cut_of(a), cut_of(b)
-    elif a.split != b.split and a.shape == b.shape and cut_of(a) != cut_of(b):
-        yield "DC105", cut_of(a), cut_of(b)
-    if (a.dtype, a.accepts, a.keep) != (b.dtype, b.accepts, b.keep):
-        looser = (a.keep and not b.keep) or bool(set(b.accepts) - set(a.accepts)) or a.dtype != b.dtype
-        yield "DC106" if looser else "DC217", policy_of(a), policy_of(b)
-    if a.pads != b.pads:
-        yield "DC204", "may be padded" if a.pads else "never padded", "may be padded" if b.pads else "never padded"
-
-
 def _places(rows: Mapping[str, Row]) -> set[tuple[str, Box]]:
     """Places within tensors that hold several rows."""
     stacked = (row for row in rows.values() if any(form.stacked for form in row.forms.surfaces["hf"]))
     return {place for row in stacked for place in sides_of(row).hf}
-
-
-def _identity(rule: BoundRule) -> tuple[str, str]:
-    return rule.block, rule.key
 
 
 def _listed_by(bound: Bound) -> Callable[[str], bool]:
