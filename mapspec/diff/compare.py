@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from mapspec.diff.accepted import Accepted
 from mapspec.diff.changes import changes_of, ranked
 from mapspec.diff.declared import compare_declared
-from mapspec.diff.mappings import MappingDiff, Version, compare_mapping
+from mapspec.diff.loaded import ProviderVersion, Version
+from mapspec.diff.mappings import MappingDiff, compare_mapping
 from mapspec.diff.model import ModelDiff, Place, Report
 from mapspec.diff.parts import Found, Store
-from mapspec.diff.providers import ProviderVersion, compare_provider
+from mapspec.diff.providers import compare_provider
 from mapspec.diff.sides import Side, SpecFile
 from mapspec.diff.versions import Reading, spec_diffs, unbumped
 

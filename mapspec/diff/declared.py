@@ -6,7 +6,8 @@ import ast
 from collections.abc import Mapping
 
 from mapspec.diff.faults import LISTS
-from mapspec.diff.mappings import MappingDiff, Version
+from mapspec.diff.loaded import Version
+from mapspec.diff.mappings import MappingDiff
 from mapspec.diff.parts import Found, Store
 from mapspec.errors import SpecError
 from mapspec.expr import ExprError, parse_expr

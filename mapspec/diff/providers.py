@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.diff.edits import Edit, edits_between
-from mapspec.diff.mappings import Version
+from mapspec.diff.loaded import ProviderVersion, files_of
 from mapspec.diff.model import ModelDiff, State, Through
 from mapspec.diff.parts import Found, Names, Store
-from mapspec.diff.sides import Side, SpecFile
-from mapspec.documents import looking_first_in, reference_configs
-from mapspec.errors import MapspecError, SpecError
-from mapspec.expr import parse_expr
+from mapspec.errors import SpecError
 from mapspec.io.json_config import read_config
-from mapspec.lint import expressions
 from mapspec.provider.configs import resolve_configs
 from mapspec.provider.export import to_hf_config
 from mapspec.provider.resolve import resolve_provider
 from mapspec.provider.resolved import Resolved, ResolvedField
-from mapspec.provider.spec import ProviderSpec, read_provider
+from mapspec.provider.spec import ProviderSpec
 from mapspec.text import Path_, read_yaml
 
-__all__ = ["ProviderVersion", "compare_provider"]
+__all__ = ["compare_provider"]
 
 # Fields of Megatron-Core's TransformerConfig and models that decide which parameters exist or how large they are, and
 # that no HF key need be behind. Fields with an HF key are told by the mapping, which computes shapes from the same key.
@@ -49,69 +43,6 @@ _RUN_ENDINGS = ("_fusion", "_overlap", "_parallel_size")
 _UNSET = "(not set)"
 
 
-@dataclass(frozen=True)
-class ProviderVersion:
-    """A provider spec on one side, or the findings why it cannot be read. `mapping`: the mapping that goes with it."""
-
-    side: Side
-    file: SpecFile
-    spec: ProviderSpec | None
-    findings: tuple[Diagnostic, ...] = ()
-
-    @staticmethod
-    def load(side: Side, file: SpecFile) -> ProviderVersion:
-        """Read it, with names meaning the specs of its own side."""
-        try:
-            with looking_first_in(side.folders()):
-                return ProviderVersion(side, file, read_provider(file.path))
-        except MapspecError as error:
-            return ProviderVersion(side, file, None, error.diagnostics)
-
-    @property
-    def version(self) -> str | None:
-        return self.spec.model.metadata.version if self.spec else None
-
-    @cached_property
-    def files(self) -> tuple[Path, ...]:
-        """Every file that takes part, this spec's own first."""
-        return (self.file.path,) if self.spec is None else tuple(dict.fromkeys(_files(self.spec)))
-
-    @cached_property
-    def texts(self) -> Mapping[str, str]:
-        """Their texts, by path below the root."""
-        return {self.side.relative(p): p.read_text(encoding="utf-8", errors="replace") for p in self.files}
-
-    @cached_property
-    def references(self) -> Mapping[str, Path | None]:
-        """Reference models with their configs."""
-        found = () if self.spec is None else reference_configs(self.spec.document)
-        return {name: path if isinstance(path, Path) else None for name, path in found}
-
-    @cached_property
-    def shape_keys(self) -> frozenset[str]:
-        """HF keys from which the mapping of the same models computes shapes, or which tensors there are."""
-        if self.spec is None:
-            return frozenset()
-        name = self.spec.model.metadata.mapping.partition("@")[0]
-        file = self.side.specs.get(("mapping", name.rpartition("/")[2]))
-        linked = None if file is None else Version.load(self.side, file).linked
-        return frozenset(
-            ".".join((*part, key))
-            for scope in (linked.scopes if linked else ())
-            for path, text in expressions(scope.spec)
-            if path[0] != "roles"
-            for key in parse_expr(text).keys
-            for part in scope.configs
-        )
-
-
-def _files(spec: ProviderSpec) -> Iterator[Path]:
-    yield spec.document.path
-    yield from spec.document.parents
-    for inner in spec.included.values():
-        yield from _files(inner)
-
-
 def compare_provider(
     old: ProviderVersion, new: ProviderVersion, store: Store, owners: Mapping[str, str]
 ) -> tuple[ModelDiff, ...]:
@@ -125,18 +56,13 @@ def compare_provider(
         if new.spec is None and old.spec is not None:
             place = new.side.place(new.findings[0].span)
             found = Found("DC209", ("provider", name), name, name, "", "", None, place, kind="provider")
-            found.details += [_line(new.side, d) for d in new.findings]
+            found.details += new.side.lines(new.findings)
             store.add(found)
         elif old.spec is None and new.spec is not None:
             words = ("could not be read", "can be read")
             store.add(Found("DC401", ("provider", name), name, name, *words, kind="provider"))
         return ()
     return _Comparison(old, new, store, owners).run()
-
-
-def _line(side: Side, d: Diagnostic) -> str:
-    place = side.place(d.span)
-    return f"{place}: {d.code} {d.message}" if place else d.one_line()
 
 
 class _Comparison:
@@ -186,7 +112,7 @@ class _Comparison:
                 found = self.store.add(
                     Found("DC208", (self.name, *identity), self.name, self.name, "", "", None, place, kind="provider")
                 )
-                found.details = found.details or [_line(self.new.side, d) for d in findings[:5]]
+                found.details = found.details or self.new.side.lines(findings[:5])
                 self.cause(found, self.edits)
                 found.models[self.name, name] = Names()
             return ModelDiff("provider", self.name, name, state)
@@ -238,7 +164,9 @@ class _Comparison:
         if owner == self.name or self.name in found.through:
             return
         for side, spec in ((self.new.side, self.now), (self.old.side, self.was)):
-            ways = [("include", ("include", part, "provider"), _files(inner)) for part, inner in spec.included.items()]
+            ways = [
+                ("include", ("include", part, "provider"), files_of(inner)) for part, inner in spec.included.items()
+            ]
             for how, path, files in (*ways, ("extends", ("extends",), iter(spec.document.parents))):
                 place = side.place(spec.document.tree.span(path))
                 if place and any(self.owners.get(side.relative(file)) == owner for file in files):

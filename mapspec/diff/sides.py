@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
@@ -60,6 +60,10 @@ class Side:
     def relative(self, path: Path) -> str:
         """A path below the root, or as it is."""
         return _relative(path, self.root)
+
+    def lines(self, found: Iterable[Diagnostic]) -> list[str]:
+        """Findings as lines, with places below the root."""
+        return [f"{place}: {d.code} {d.message}" if (place := self.place(d.span)) else d.one_line() for d in found]
 
     def sources(self, spec: SpecFile) -> dict[str, str]:
         """The text of a spec and of all that it names, by path below the root; what lies elsewhere is left out.
