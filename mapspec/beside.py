@@ -13,7 +13,6 @@ from xxhash import xxh3_128
 
 from mapspec._version import __version__
 from mapspec.certificate import FORMAT_VERSION, FileRecord, seal
-from mapspec.copying.compare import first_difference
 from mapspec.diagnostics import Diagnostic
 from mapspec.documents import bundled_folder
 from mapspec.errors import ConvertError
@@ -157,6 +156,8 @@ def check_tie(copy: StoredTensor, original: StoredTensor, root: Path) -> None:
     Raises:
         ConvertError: MS723 where the two differ.
     """
+    from mapspec.copying.compare import first_difference  # numpy, which planning does without
+
     at: tuple[int, ...] | None = ()
     if copy.shape == original.shape and copy.dtype == original.dtype:
         box = whole(copy.shape)

@@ -47,7 +47,7 @@ def run_config_for(config: Mapping[str, Any], *, where: str, padded_vocab_size: 
         SpecError: the provider spec does not account for a key of the config, or the model cannot be built.
     """
     architectures = [str(a) for a in config.get("architectures") or ()]
-    if not set(architectures).intersection(listed_architectures("providers")):
+    if not set(architectures).intersection(listed_architectures("providers", architectures)):
         return RunConfig(None, f"no provider spec lists {', '.join(architectures) or 'its architecture'}")
     spec = choose_provider(config, where=where)
     if not spec.model.bridge:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from mapspec.documents import available
 from mapspec.errors import SpecError
 from mapspec.link import Linked, link_spec
 from mapspec.names import join, parse_name
-from mapspec.text import read_yaml
+from mapspec.text import read_text, read_yaml
 
 __all__ = ["apply_sets", "choose_mapping", "detect_flavours", "listed_architectures", "parse_pairs"]
 
@@ -26,10 +26,11 @@ def choose_mapping(config: Mapping[str, Any], *, where: str, spec: str | None = 
     if spec is not None:
         return link_spec(spec)
     wanted = [str(a) for a in config.get("architectures") or ()]
-    listed = listed_architectures("mappings")
+    listed = listed_architectures("mappings", wanted)
     found = sorted({name for architecture in wanted for name in listed.get(architecture, ())})
     if len(found) == 1:
         return link_spec(found[0])
+    listed = listed_architectures("mappings")
     known = "; ".join(f"{architecture} ({', '.join(names)})" for architecture, names in sorted(listed.items()))
     if found:
         message = f"several mappings list {', '.join(wanted)}: {', '.join(found)}"
@@ -42,18 +43,30 @@ def choose_mapping(config: Mapping[str, Any], *, where: str, spec: str | None = 
     raise SpecError(Diagnostic("MS409", message, where=where, hint=hint, help=help_))
 
 
-def listed_architectures(kind: str) -> dict[str, list[str]]:
-    """Architecture -> names of the specs of a kind (`mappings`, `providers`) that list it."""
+def listed_architectures(kind: str, wanted: Collection[str] | None = None) -> dict[str, list[str]]:
+    """Architecture -> names of the specs of a kind (`mappings`, `providers`) that list it.
+
+    Args:
+        wanted: architectures that are asked for; specs in whose text none of them occurs are not parsed, and what they
+            list is left out. By default all are.
+    """
     out: dict[str, list[str]] = {}
-    wanted = {"mappings": "Mapping", "providers": "Provider"}[kind]
+    document = {"mappings": "Mapping", "providers": "Provider"}[kind]
     for name, path in available(kind).items():
+        if wanted is not None and not _may_name(read_text(path), wanted):
+            continue
         data = read_yaml(path).data
-        if data.get("kind") != wanted:
+        if data.get("kind") != document:
             continue  # a folder of MAPSPEC_PATH may hold both kinds side by side
         metadata = data.get("metadata")
         for architecture in (metadata.get("architectures") if isinstance(metadata, dict) else None) or ():
             out.setdefault(str(architecture), []).append(name)
     return out
+
+
+def _may_name(text: str, wanted: Collection[str]) -> bool:
+    """Whether YAML may say one of these words; those that are not plain words, and `\\`, leave it many ways to."""
+    return "\\" in text or any(word in text or not word.isidentifier() for word in wanted)
 
 
 def detect_flavours(linked: Linked, names: Iterable[str], chosen: Mapping[str, str]) -> dict[str, str]:

@@ -144,7 +144,7 @@ def verify(
     if right is None:
         from mapspec.intact import check_intact
         from mapspec.progress import progress_for
-        from mapspec.render.plan import render_checked
+        from mapspec.render.verified import render_checked
 
         if logits:
             raise typer.BadParameter("--logits compares two checkpoints; name the other one", param_hint="RIGHT")
@@ -163,7 +163,7 @@ def verify(
             )  # fmt: skip
         typer.echo(render_logits(report, format.value))
         raise typer.Exit(1 if report.findings else 0)
-    from mapspec.render.plan import render_verified
+    from mapspec.render.verified import render_verified
     from mapspec.verify import verify
 
     options = RequestOptions(spec=spec, flavour=flavour, sets=set_, megatron_core=megatron_core)

@@ -66,20 +66,18 @@ def choose_provider(config: Mapping[str, Any], *, where: str) -> ProviderSpec:
         SpecError: MS409 where none or several do.
     """
     wanted = {str(a) for a in config.get("architectures") or ()}
-    listed: dict[str, set[str]] = {}
-    for architecture, names in listed_architectures("providers").items():
-        for name in names:
-            listed.setdefault(name, set()).add(architecture)
-    fitting = sorted(name for name, architectures in listed.items() if architectures & wanted)
+    listed = listed_architectures("providers", wanted)
+    fitting = sorted({name for architecture in wanted for name in listed.get(architecture, ())})
     if len(fitting) > 1:
         fitting = [name for name in fitting if _applies(name, config)]
     if len(fitting) == 1:
         return read_provider(fitting[0])
+    every = sorted({name for names in listed_architectures("providers").values() for name in names})
     shown = ", ".join(f"`{a}`" for a in sorted(wanted)) or "no architecture"
     message = (
         f"{'several provider specs list' if fitting else 'no provider spec lists'} {shown}, which the config names"
     )
-    help_ = f"name one of: {', '.join(fitting or sorted(listed))}"
+    help_ = f"name one of: {', '.join(fitting or every)}"
     raise SpecError(Diagnostic("MS409", message, where=where, help=help_))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,16 +11,14 @@ from mapspec.boxes import show_box
 from mapspec.collapse import braced, collapse
 from mapspec.cuts import read_by_rank
 from mapspec.errors import SpecError
-from mapspec.intact import Checked
 from mapspec.io.remote import RemotePath
 from mapspec.memory import memory_of
 from mapspec.plan import Plan
 from mapspec.prepare import Prepared
-from mapspec.render.findings import render_findings, shorten
+from mapspec.render.findings import shorten
 from mapspec.render.grid import SIDES, as_json, draw_grid
 from mapspec.render.show import grouped, proof_line
 from mapspec.tensors import StoredTensor
-from mapspec.verify import Verified
 
 __all__ = [
     "access_json",
@@ -29,9 +26,7 @@ __all__ = [
     "by_reason",
     "patterns_of",
     "reading",
-    "render_checked",
     "render_plan",
-    "render_verified",
 ]
 
 
@@ -193,31 +188,3 @@ def _plan_json(prepared: Prepared) -> dict[str, Any]:
         "passthrough": dict(plan.coverage.passthrough),
         "ignored": dict(plan.coverage.ignored),
     }
-
-
-def render_verified(done: Verified, format: str = "text") -> str:
-    """How two checkpoints compare; `verify`."""
-    if format == "json":
-        findings = json.loads(render_findings(done.findings, "json"))["findings"]
-        body = {"left": str(done.left), "right": str(done.right), "tensors": done.tensors, "bytes": done.nbytes}
-        return as_json("verified", {**body, "equal": not done.findings, "findings": findings})
-    noun = "tensor" if done.tensors == 1 else "tensors"
-    compared = f"{done.tensors:,} {noun}, {human_bytes(done.nbytes)} compared"
-    if not done.findings:
-        return f"equal, bit for bit: {compared}"
-    return f"{render_findings(done.findings, format)}\n{compared}"
-
-
-def render_checked(done: Checked, format: str = "text") -> str:
-    """How a checkpoint compares with its certificate; `verify` with one folder."""
-    head = done.certificate.head
-    if format == "json":
-        findings = json.loads(render_findings(done.findings, "json"))["findings"]
-        body = {"folder": str(done.folder), "tensors": done.tensors, "files": done.files, "bytes": done.nbytes}
-        return as_json("checked", {**body, "intact": not done.findings, "findings": findings})
-    noun = "tensor" if done.tensors == 1 else "tensors"
-    checked = f"{done.tensors:,} {noun} and all else in {done.files:,} files, {human_bytes(done.nbytes)} read"
-    if done.findings:
-        return f"{render_findings(done.findings, format)}\n{checked}"
-    mapping = head["mapping"]
-    return f"as written by mapspec {head['mapspec']} ({mapping['name']}@{mapping['version']}): {checked}"
