@@ -18,7 +18,7 @@ from mapspec.regions import compose
 from mapspec.table import Row, RuleForms
 from mapspec.tensors import Box, box_shape, itemsize, numel, whole
 
-__all__ = ["Cuts", "chunk_boxes", "read_by_rank"]
+__all__ = ["Cuts", "chunk_boxes", "chunk_count", "read_by_rank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,21 @@ def _owned(forms: RuleForms, shard: Shard) -> list[tuple[int, Box]]:
     """The boxes of the stored tensors that a rank's parameter is made of, leading axes left out."""
     pieces = compose(forms.region("stored", "megatron"), local_region(forms, shard))
     return [(piece.left, piece.left_box) for piece in pieces]
+
+
+def chunk_count(rows: Iterable[Row], cuts: Cuts | None) -> int:
+    """How many chunks the stored tensors of the rows are cut into.
+
+    Raises:
+        SpecError: MS408 where a strict size does not divide what it cuts.
+    """
+    known: dict[int, tuple[RuleForms, int]] = {}
+    count = 0
+    for row in rows:
+        if id(row.forms) not in known:
+            known[id(row.forms)] = (row.forms, sum(len(boxes) for boxes in chunk_boxes(row.forms, cuts)))
+        count += known[id(row.forms)][1]
+    return count
 
 
 def read_by_rank(rows: Iterable[Row], cuts: Cuts | None, shard: Shard) -> tuple[int, int]:

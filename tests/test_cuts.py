@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from mapspec.io.torch_dist import open_torch_dist
 from mapspec.mapping import compile_mapping
 from mapspec.prepare import Request, prepare
 from mapspec.ranks import Shard
+from mapspec.render.plan import render_plan
 from mapspec.tensors import box_shape, itemsize, numel
 from mapspec.verify import verify
 
@@ -82,6 +84,28 @@ def test_cut_chunks_there_and_back(tmp_path: Path, files: int) -> None:
     assert verify(tmp_path / "whole", tmp_path / "cut").findings == ()
     convert(Request(tmp_path / "cut"), Output(tmp_path / "back"))
     assert verify(source, tmp_path / "back").findings == ()
+
+
+def test_plan_says_what_whole_experts_cost(tmp_path: Path) -> None:
+    """The line is about the default only; what it promises is what the cut gives."""
+    source = write_hf(tmp_path / "hf", small())
+    shown = render_plan(prepare(Request(source, cuts=Cuts(least_bytes=1), padded_vocab_size=256)))
+    found = re.search(r"at expert TP (\d) a rank would read ([\d.]+) x .* makes that ([\d.]+) x, in ([\d,]+) ch", shown)
+    assert found is not None
+    size, wide, narrow, chunks = found.groups()
+    assert float(wide) > 1.3 > float(narrow) >= 1
+    cut = render_plan(
+        prepare(Request(source, cuts=Cuts(int(size), int(size), strict=True, least_bytes=1), padded_vocab_size=256))
+    )
+    assert "experts are whole" not in cut
+    assert f"chunks    {chunks}; a rank at TP {size}, EP 1, expert TP {size} owns" in cut
+    assert f"reads {narrow} x that" in cut
+    # experts so small that they are not cut anyway, and no experts
+    assert "experts are whole" not in render_plan(prepare(Request(source, padded_vocab_size=256)))
+    dense = write_hf(tmp_path / "dense", small(hybrid_override_pattern="M*-M"))
+    assert "experts are whole" not in render_plan(
+        prepare(Request(dense, cuts=Cuts(least_bytes=1), padded_vocab_size=256))
+    )
 
 
 def test_plan_says_what_ranks_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from mapspec.amounts import human_bytes
 from mapspec.boxes import show_box
 from mapspec.collapse import braced, collapse
-from mapspec.cuts import read_by_rank
+from mapspec.cuts import Cuts, chunk_count, read_by_rank
 from mapspec.errors import SpecError
 from mapspec.io.remote import RemotePath
 from mapspec.memory import memory_of
@@ -18,6 +18,7 @@ from mapspec.prepare import Prepared
 from mapspec.render.findings import shorten
 from mapspec.render.grid import SIDES, as_json, draw_grid
 from mapspec.render.show import grouped, proof_line
+from mapspec.table import Table
 from mapspec.tensors import StoredTensor
 
 __all__ = [
@@ -70,8 +71,28 @@ def _chunks(prepared: Prepared) -> list[str]:
             continue
         rank = f"TP {sizes.tensor}, EP {sizes.expert}, expert TP {sizes.expert_tensor}"
         share = read / owned if owned else 1.0
-        return [f"chunks    {chunks:,}; a rank at {rank} owns {human_bytes(owned)} and reads {share:.2f} x that"]
+        line = f"chunks    {chunks:,}; a rank at {rank} owns {human_bytes(owned)} and reads {share:.2f} x that"
+        return [line, *_whole_experts(plan.table, cuts, sizes)]
     return [f"chunks    {chunks:,}"]
+
+
+def _whole_experts(table: Table, cuts: Cuts, sizes: Cuts) -> list[str]:
+    """What it means for ranks that cut experts, too, that nobody asked for such cuts."""
+    wider = replace(sizes, expert_tensor=sizes.tensor, strict=True)
+    cut = any(dim.split == "expert_tensor" for rule in table.bound.rules for dim in rule.dims or ())
+    if cuts.strict or sizes.expert_tensor >= wider.expert_tensor or not cut:
+        return []
+    rows = [row for row in table.rows if row.megatron not in table.tied]
+    try:
+        (owned, read), (_, least) = (read_by_rank(rows, one, wider.rank) for one in (cuts, wider))
+        count = chunk_count(rows, wider)
+    except SpecError:
+        return []
+    if read == least:
+        return []
+    n = wider.tensor
+    line = f"experts are whole: at expert TP {n} a rank would read {read / owned:.2f} x its bytes; "
+    return [f"          {line}--tp {n} --etp {n} makes that {least / owned:.2f} x, in {count:,} chunks"]
 
 
 def _memory(prepared: Prepared) -> str:
