@@ -24,7 +24,7 @@ from mapspec.live.names import unwrap
 from mapspec.live.opening import choose
 from mapspec.live.pieces import Local
 from mapspec.live.team import Team
-from mapspec.live.transfer import Reader
+from mapspec.live.transfer import CountedFiles, Reader
 from mapspec.nogc import gc_paused
 from mapspec.plan import ValueStep
 from mapspec.table import Table
@@ -192,7 +192,7 @@ def _fill(root: Path, work: Sequence[tuple[Held, list[Piece]]], threads: int | N
     def fill(pair: tuple[Held, list[Piece]]) -> None:
         held, pieces = pair
         if not hasattr(mine, "reader"):
-            mine.reader = Reader(root, sharers=count, pinned=pinned)
+            mine.reader = Reader(root, CountedFiles(root, count), pinned=pinned)
             with lock:
                 readers.append(mine.reader)
         mine.reader.fill(held.local.name, held.local.tensor, pieces)

@@ -26,7 +26,7 @@ from mapspec.errors import CheckpointError, ConvertError
 from mapspec.live.pieces import blocks_of
 from mapspec.tensors import Box, box_shape, itemsize, numel
 
-__all__ = ["Reader", "Writer", "Written", "slices"]
+__all__ = ["CountedFiles", "Reader", "Writer", "Written", "slices"]
 
 _BLOCK = 4 << 20
 _SHORT_RUN = 512
@@ -34,17 +34,18 @@ _MANY_RUNS = 4096
 _LONG_RUN = 1 << 16
 
 
-class _CountedFiles(SourceFiles):
-    """Source files that know how many bytes were read."""
+class CountedFiles(SourceFiles):
+    """Source files that know how many bytes were read, and in how many requests."""
 
-    __slots__ = ("nbytes",)
+    __slots__ = ("nbytes", "requests")
 
-    def __init__(self, root: Path, sharers: int) -> None:
+    def __init__(self, root: Path, sharers: int = 1) -> None:
         super().__init__(root, sharers)
-        self.nbytes = 0
+        self.nbytes = self.requests = 0
 
     def read_into(self, view: memoryview, file: str, offset: int) -> None:
         self.nbytes += len(view)
+        self.requests += 1
         super().read_into(view, file, offset)
 
 
@@ -52,12 +53,12 @@ class Reader:
     """Fills parameters from the files below `root`. For one thread.
 
     Args:
-        sharers: how many readers this process has.
+        files: how they are read; closed with the reader.
         pinned: whether the host memory is page-locked, for parameters on a GPU.
     """
 
-    def __init__(self, root: Path, *, sharers: int = 1, pinned: bool = False) -> None:
-        self._root, self._files = root, _CountedFiles(root, sharers)
+    def __init__(self, root: Path, files: CountedFiles | None = None, *, pinned: bool = False) -> None:
+        self._root, self._files = root, files or CountedFiles(root)
         self._staged = torch.empty(_BLOCK, dtype=torch.uint8, pin_memory=pinned)
         self._view = memoryview(self._staged.numpy())
         self._scratch = Scratch()
