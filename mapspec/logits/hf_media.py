@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
+from mapspec.logits.hf_loading import loading, require_filled, unclamp
 from mapspec.logits.media import language_part, make_media
 from mapspec.logits.trace import Built
 
@@ -85,8 +86,6 @@ def load_multimodal(folder: Path, values: Mapping[str, Any], dtype: Any) -> tupl
     """The model, in evaluation mode, and what loading says of missing and unexpected tensors."""
     from transformers.models.nemotron_h_omni import NemotronH_Omni_Reasoning_V3
 
-    from mapspec.logits.hf_model import unclamp
-
     model, info = NemotronH_Omni_Reasoning_V3.from_pretrained(
         folder,
         config=hf_config(values, str(folder)),
@@ -112,7 +111,6 @@ def build_multimodal_hf(folder: Path, values: dict[str, Any], *, dtype: str, dev
     """
     import torch
 
-    from mapspec.logits.hf_model import loading, require_filled
     from mapspec.logits.hf_mtp import build_mtp
 
     media = make_media(values)
