@@ -53,13 +53,14 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a small file.
 
     Raises:
-        ConvertError: MS704.
+        ConvertError: MS702 or MS704.
     """
     try:
         path.write_bytes(data)
     except OSError as error:
-        message = f"`{path.name}` cannot be written: {error.strerror}"
-        raise ConvertError(Diagnostic("MS704", message, where=str(path.parent))) from None
+        from mapspec.copying.worker import write_problem  # numpy, which planning does without
+
+        raise ConvertError(write_problem(error, path)) from None
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def write_certificate(
         above: the same of files beside `home` that belong to it.
 
     Raises:
-        ConvertError: MS704.
+        ConvertError: MS702 or MS704.
     """
     below = {path.relative_to(home).as_posix(): path for path in home.rglob("*") if path.is_file()}
     files = {name: _read_record(path) for name, path in below.items() if name not in records}

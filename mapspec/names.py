@@ -89,7 +89,7 @@ class Pattern:
                 seen.add(part.name)
                 body = r".+" if part.rest else _INDEX
                 out.append(f"(?P<{part.name}>{body})")
-        return re.compile("".join(out))
+        return re.compile("".join(out), re.DOTALL)  # names may have line ends in them
 
     def fill(self, values: Mapping[str, int | str]) -> str:
         """The name with every hole filled in. Raises `KeyError` for a hole without a value."""

@@ -335,6 +335,10 @@ ODD: dict[str, torch.Tensor] = {
     "odd_things.trailing.": torch.arange(4.0),
     "odd_things...dots": torch.arange(6.0),
     "odd_things.{braces}": torch.arange(7.0),
+    "odd_things.new\nline\r\n": torch.arange(8.0),
+    "odd_things.100%s %(name)s": torch.arange(9.0),
+    f"odd_things.{'long' * 2000}": torch.arange(10.0),
+    "odd_things.-rf ~/* $(HOME) `x` ' ; |": torch.arange(11.0),
 }
 
 

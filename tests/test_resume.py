@@ -282,9 +282,10 @@ class Disk:
         subprocess.run(["umount", self.folder], check=True)
 
 
-def test_a_full_disk(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It fills up while the conversion runs, and is given more room."""
-    with Disk(tmp_path / "disk", "size=280k") as disk:
+@pytest.mark.parametrize("size", ["280k", "368k"])
+def test_a_full_disk(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    """It fills up while the conversion runs, with data or only with what stands beside them, and is given more room."""
+    with Disk(tmp_path / "disk", f"size={size}") as disk:
         request, output = Request(checkpoints / "hf"), Output(disk.folder / "out", threads=1)
         with monkeypatch.context() as patched:
             usage = shutil.disk_usage("/")
