@@ -82,7 +82,7 @@ def _home(path: Path) -> Path:
     if len(below) == 1:
         return below[0]
     message = f"there is no `{MANIFEST}`, so nothing says what this checkpoint has to be"
-    help_ = "only what `mapspec convert` wrote can be verified alone; compare it with another: `mapspec verify A B`"
+    help_ = "only what mapspec wrote can be verified alone; compare it with another: `mapspec verify A B`"
     if below:
         message = f"there are several: {', '.join(f'`{folder.name}`' for folder in below)}"
         help_ = f"name one of them, for example {below[-1]}"

@@ -10,20 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mapspec.amounts import human_bytes
+from mapspec.copying.alignment import SCRATCH_BYTES
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.io.remote import RemotePath
 from mapspec.prepare import Prepared
 
-__all__ = ["BUFFERS", "Memory", "memory_of", "workers_within"]
+__all__ = ["Memory", "memory_of", "workers_within"]
 
 _MB = 10**6
 _PYTHON = 50 * _MB
 _REMOTE = 80 * _MB  # fsspec and the package of a protocol
 _PER_TENSOR = 2400
 _PER_CHUNK = 2000
-# Buffers of a thread, as `copying.gather` allots them; not imported from there, as planning does without numpy.
-BUFFERS = {"gather": 12 << 20, "cast": 24 << 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def memory_of(prepared: Prepared, threads: int | None = None) -> Memory:
     return Memory(
         _PYTHON + _REMOTE * remote,
         _PER_TENSOR * len(prepared.source.tensors) + _PER_CHUNK * chunks,
-        BUFFERS["cast" if casts else "gather"] + access.read * access.ahead * remote,
+        SCRATCH_BYTES["cast" if casts else "gather"] + access.read * access.ahead * remote,
         threads or access.threads,
     )
 

@@ -92,7 +92,7 @@ def small_limits(draw_small: bool) -> ExitStack:
     """With limits of a few bytes, tiny tensors take every path that large ones take."""
     stack = ExitStack()
     if draw_small:
-        stack.enter_context(mock.patch.multiple(gather, _BLOCK=64, _SMALLEST=16, _STAGE=128, _FAR=40))
+        stack.enter_context(mock.patch.multiple(gather, _BLOCK=64, _SMALLEST=16, STAGE=128, _FAR=40))
         stack.enter_context(mock.patch.multiple(worker, _BLOCK=32, _SHORTEST_RUN=12))
         stack.enter_context(mock.patch.multiple(alignment, PAGE=16, _NEAR=4, _PLACES=(0, 8, 4)))
         stack.enter_context(mock.patch.object(worker, "_ZEROS", bytes(32)))

@@ -12,8 +12,6 @@ from test_documents import BASE
 
 from mapspec.choose import listed_architectures
 from mapspec.convert import Output, convert
-from mapspec.copying.gather import SCRATCH_BYTES
-from mapspec.memory import BUFFERS
 from mapspec.prepare import Request
 
 RUN = """
@@ -58,10 +56,6 @@ def test_commands_import_what_they_need(folder: Path, command: list[str], unneed
     imported = set(done.stderr.splitlines()[-1].split())
     assert "mapspec.cli.app" in imported
     assert imported & unneeded == set()
-
-
-def test_planning_knows_the_buffers_without_importing_them() -> None:
-    assert BUFFERS == SCRATCH_BYTES
 
 
 def test_specs_that_do_not_name_an_architecture_are_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

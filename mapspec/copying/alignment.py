@@ -1,4 +1,4 @@
-"""Where in memory the bytes of a file are best held, so that the kernel copies them fast.
+"""How much memory a copying thread takes, and where in it bytes of a file stand so that the kernel copies them fast.
 
 Reads and writes copy between a buffer and the page cache with `rep movsb`. On many processors of AMD and Intel that is
 four to six times slower where the destination begins a little behind the source, as addresses within a page: 1 to 31
@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import mmap
 
-__all__ = ["PAGE", "pages", "place", "slow"]
+__all__ = ["PAGE", "SCRATCH_BYTES", "STAGE", "pages", "place", "slow"]
 
 PAGE = 4096
+# Source bytes that a thread holds at once where it cannot read them to where they belong.
+STAGE = 4 << 20
+# What one thread takes at most: the block, the staging memory and what numpy makes on the way; values before a cast.
+SCRATCH_BYTES = {"gather": 3 * STAGE, "cast": 6 * STAGE}
 _NEAR = 64
 # Farther from each other than what is too near, so that a source and a target together leave one of them.
 _PLACES = (0, PAGE // 2, PAGE // 4)

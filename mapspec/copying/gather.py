@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mapspec.copying.alignment import PAGE, pages, place, slow
+from mapspec.copying.alignment import PAGE, STAGE, pages, place, slow
 from mapspec.copying.casts import CASTABLE, caster
 from mapspec.copying.pieces import BoxIndex, Piece, dense_strides
 from mapspec.copying.source import SourceFiles
 from mapspec.tensors import Box, box_shape, itemsize, numel
 
-__all__ = ["SCRATCH_BYTES", "UNSIGNED", "Gather", "Scratch"]
+__all__ = ["UNSIGNED", "Gather", "Scratch"]
 
 type Array = npt.NDArray[Any]
 
@@ -31,9 +31,6 @@ UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint6
 # not too short.
 _BLOCK = 1 << 20
 _SMALLEST = 1 << 16
-_STAGE = 4 << 20
-# What one worker takes at most: the block, the staging memory and what numpy makes on the way; values before a cast.
-SCRATCH_BYTES = {"gather": 3 * _STAGE, "cast": 6 * _STAGE}
 # A run with this much distance to the next is read by itself; closer ones are read together with what is between.
 _FAR = 1 << 16
 
@@ -49,19 +46,19 @@ class Scratch:
     __slots__ = ("_cast", "_stage", "_staged", "block", "held")
 
     def __init__(self) -> None:
-        self.block = pages(_STAGE + PAGE)
+        self.block = pages(STAGE + PAGE)
         self._stage: memoryview | None = None
         self._staged = memoryview(b"")
         self._cast: memoryview | None = None
         self.held: tuple[str, int, int] | None = None
 
     def stage(self, source: int, length: int) -> memoryview:
-        """Staging memory for `length` bytes, at most `_STAGE`, from offset `source` of a file.
+        """Staging memory for `length` bytes, at most `STAGE`, from offset `source` of a file.
 
         What was in it is lost, and `held` forgets it.
         """
         if self._stage is None:
-            self._stage = pages(_STAGE + PAGE)
+            self._stage = pages(STAGE + PAGE)
         self.held = None
         low = place(source)
         self._staged = self._stage[low : low + length]
@@ -74,7 +71,7 @@ class Scratch:
     def cast(self) -> memoryview:
         """Room for the source values of a block before their dtype changes."""
         if self._cast is None:
-            self._cast = pages(2 * _STAGE)
+            self._cast = pages(2 * STAGE)
         return self._cast
 
 
@@ -97,7 +94,7 @@ class Gather:
         self._item = itemsize(dtype)
         self._index = BoxIndex([piece.box for piece in pieces])
         self._strides = dense_strides(box_shape(box), self._item)
-        self.block_bytes = max(_SMALLEST, min(_BLOCK, _STAGE // self._spread()))
+        self.block_bytes = max(_SMALLEST, min(_BLOCK, STAGE // self._spread()))
         changing = {piece.dtype for piece in pieces if piece.file is not None and piece.dtype != dtype}
         if changing and not (changing | {dtype}) <= CASTABLE:
             raise AssertionError(f"no cast from {sorted(changing)} to {dtype}")
@@ -164,19 +161,19 @@ def _read(into: Array, piece: Piece, start: int, files: SourceFiles, scratch: Sc
     shape = tuple(into.shape[axis] for axis in kept)
     span = item + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
     if span == into.nbytes:
-        if into.flags.c_contiguous and (span > _STAGE or not slow(start, into.__array_interface__["data"][0])):
+        if into.flags.c_contiguous and (span > STAGE or not slow(start, into.__array_interface__["data"][0])):
             files.read_into(memoryview(into.reshape(-1).view(np.uint8)), piece.file, start)
             return
-        if span <= _STAGE:
+        if span <= STAGE:
             staged = scratch.stage(start, span)
             files.read_into(staged, piece.file, start)
             into[...] = np.frombuffer(staged, into.dtype).reshape(into.shape)
             return
-    elif strides[0] <= _FAR and span <= _STAGE:
+    elif strides[0] <= _FAR and span <= STAGE:
         # Whole rows of the source chunk, so that the next column slab finds them already here.
         begin = start - (start - piece.origin) % strides[0]
         end = min(piece.limit, start + span + -(start + span - piece.origin) % strides[0])
-        if end - begin > _STAGE:
+        if end - begin > STAGE:
             begin, end = start, start + span
         if scratch.held != (piece.file, begin, end):
             staged = scratch.stage(begin, end - begin)
