@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoints import CONFIGS, KINDS, lay_out, make
-from machine import fetch_memory, size_of
 
 HERE = Path(__file__).resolve().parent
 DROP = Path("/proc/sys/vm/drop_caches")
@@ -43,7 +42,7 @@ class Results:
 
 def cp(source: Path, target: Path, fsync: bool) -> float:
     """Seconds that `cp -r` takes, with the sync of what it wrote."""
-    fetch_memory(2 * size_of(source))
+    shutil.rmtree(target, ignore_errors=True)
     began = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     if fsync:
@@ -62,7 +61,12 @@ def once(method: str, source: Path, target: Path, fsync: bool) -> tuple[float, f
 
 
 def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds: int, cold: bool) -> None:
-    """Rounds of `cp` and the runs (label, method, source), interleaved, and their table."""
+    """Rounds of `cp` and the runs (label, method, source), interleaved, and their table.
+
+    What a run left is removed right before the next one copies, off the clock, so that each writes to memory that has
+    just become free. A virtual machine may give free memory back to its host at once, and getting it again takes
+    longer than any copy.
+    """
     sources = list(dict.fromkeys(source for _, _, source in runs))
     found = {label: Results() for label, _, _ in runs}
     for source in sources:
@@ -70,17 +74,18 @@ def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds:
     for _ in range(rounds):
         base: dict[Path, float] = {}
         for source in sources:
-            base[source] = _timed(lambda source=source: (cp(source, target, cold), None, 0.0), source, target, cold)[0]
+            base[source] = _timed(lambda source=source: (cp(source, target, cold), None, 0.0), source, cold)[0]
             found[f"cp {source.name}"].seconds.append(base[source])
             found[f"cp {source.name}"].ratios.append(1.0)
         for label, method, source in runs:
-            seconds, copying, peak = _timed(lambda m=method, s=source: once(m, s, target, cold), source, target, cold)
+            seconds, copying, peak = _timed(lambda m=method, s=source: once(m, s, target, cold), source, cold)
             result = found[label]
             result.seconds.append(seconds)
             result.ratios.append(seconds / base[source])
             if copying is not None:
                 result.copying.append(copying / base[source])
             result.peak_mb = max(result.peak_mb, peak)
+    shutil.rmtree(target, ignore_errors=True)
     print(f"\n{title}: {rounds} rounds")
     print(f"{'':<44}{'median':>8}{'least':>8}{'most':>8}{'copying':>9}{'seconds':>10}{'peak MB':>9}")
     for label, result in found.items():
@@ -90,9 +95,8 @@ def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds:
         print(f"{label:<44}{ratios}{copying:>9}{seconds:>10}{result.peak_mb:>9.0f}", flush=True)
 
 
-def _timed(run, source: Path, target: Path, cold: bool) -> tuple[float, float | None, float]:
-    """A run with the cache as it shall be, and its traces removed."""
-    shutil.rmtree(target, ignore_errors=True)
+def _timed(run, source: Path, cold: bool) -> tuple[float, float | None, float]:
+    """A run with the cache as it shall be."""
     os.sync()  # what an earlier run left to be written is not this run's burden
     if cold:
         DROP.write_text("3")
@@ -100,10 +104,7 @@ def _timed(run, source: Path, target: Path, cold: bool) -> tuple[float, float | 
         for path in source.rglob("*"):
             if path.is_file():
                 subprocess.run(["cat", str(path)], stdout=subprocess.DEVNULL, check=True)
-    try:
-        return run()
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
+    return run()
 
 
 def checkpoint_runs(kind: str, root: Path, nbytes: int, others: bool) -> list[tuple[str, str, Path]]:

@@ -30,10 +30,10 @@ def slow(source: int, target: int) -> bool:
 
 def place(source: int | None = None, target: int | None = None) -> int:
     """Where in a page to put bytes that are read from offset `source` of a file and written to `target` of another."""
-    return next(
-        at for at in _PLACES
-        if (source is None or not slow(source, at)) and (target is None or not slow(at, target))
-    )  # fmt: skip
+    for at in _PLACES:
+        if (source is None or not slow(source, at)) and (target is None or not slow(at, target)):
+            return at
+    raise AssertionError("two distances cannot rule out three places")
 
 
 def pages(nbytes: int) -> memoryview:

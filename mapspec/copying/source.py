@@ -86,6 +86,8 @@ class SourceFiles:
             if got == 0:
                 size = os.fstat(fd).st_size if path is None else path.stamp().nbytes
                 raise ReadProblem(file, offset, f"ends at byte {size}, but byte {offset} is needed")
+            if got == len(view):
+                return
             offset += got
             view = view[got:]
 
