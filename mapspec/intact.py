@@ -146,7 +146,7 @@ class _Readers:
     def _read(self, path: Path, digester: Digester, buffer: memoryview) -> int:
         if isinstance(path, RemotePath):
             return self._fetch(path, digester, buffer)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in its place is not waited for
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             at = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -208,6 +209,13 @@ def test_several_iterations(copied: Path) -> None:
 def test_an_unreadable_file(copied: Path) -> None:
     (copied / HOME / "common.pt").unlink()
     (copied / HOME / "common.pt").mkdir()
+    assert codes(copied / "megatron") == ["MS739"]
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(copied: Path) -> None:
+    data = next((copied / "megatron").rglob("*.distcp"))
+    data.unlink()
+    os.mkfifo(data)
     assert codes(copied / "megatron") == ["MS739"]
 
 
