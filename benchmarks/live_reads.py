@@ -2,7 +2,7 @@
 
     python benchmarks/live_reads.py [--configs NAME ...] [--measure]
 
-The checkpoints' headers lie over sparse files (as in plan_from_headers.py). From Hugging Face shards, parameters of a
+The checkpoints' headers lie over sparse files (see checkpoints.py). From Hugging Face shards, parameters of a
 rank go through the code of `mapspec.load`, with files that count what they are asked for and give nothing. From
 torch_dist, the chunks are those that `convert` would write, and PyTorch's planner says which of them a rank's parts
 touch; a touched chunk is read whole. Where layers or experts are alike, one is counted. Shown is the larger of the
@@ -15,6 +15,7 @@ first and the last rank.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections import defaultdict
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plan_from_headers import CONFIGS, DEFAULT, lay_out
+from checkpoints import CONFIGS, lay_out
+from plan_from_headers import DEFAULT
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
@@ -101,7 +103,7 @@ def _chunk(box: Box) -> ChunkStorageMetadata:
 
 def counted(config: Path, folder: Path, sizes: tuple[tuple[int, int, int], ...] = SIZES) -> list[dict[str, Any]]:
     """A line for each (tensor, expert, expert tensor) parallel size: the larger ratio of the first and last rank."""
-    lay_out(config, folder)
+    lay_out(json.loads(config.read_text()), folder)
     whole = prepare(Request(folder)).require()
     cut = prepare(replace(whole.request, cuts=Cuts(8, expert_tensor=8))).require()
     lines = []

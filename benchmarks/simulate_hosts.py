@@ -2,7 +2,7 @@
 
     python benchmarks/simulate_hosts.py [CONFIG.json] [--hosts 1,2,...] [--threads N] [--host-gbs X] [--shared-gbs Y]
 
-The checkpoint's headers lie over sparse files (as in plan_from_headers.py). `prepare`, `file_count`, `lay_out` and
+The checkpoint's headers lie over sparse files (see checkpoints.py). `prepare`, `file_count`, `lay_out` and
 `shares` are the functions that a rank calls, so files and bytes per rank are those of `torchrun ... mapspec convert`,
 one rank per host. Times are arithmetic, not measurements: planning as measured here (seconds of CPU), then the bytes of
 the fullest rank at `--host-gbs` (what one host writes while it reads as much), but not faster than all bytes at
@@ -13,13 +13,14 @@ where the shards of the published model are kept.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from plan_from_headers import CONFIGS
-from plan_from_headers import lay_out as lay_out_headers
+from checkpoints import CONFIGS
+from checkpoints import lay_out as lay_out_headers
 
 from mapspec.outputs import Output, file_count, lay_out
 from mapspec.prepare import Request, prepare
@@ -67,7 +68,7 @@ def main() -> None:
     counts = [int(count) for count in options.hosts.split(",")]
     rates = (options.host_gbs * 1e9, options.shared_gbs * 1e9)
     with tempfile.TemporaryDirectory() as folder:
-        lay_out_headers(options.config, Path(folder))
+        lay_out_headers(json.loads(options.config.read_text()), Path(folder))
         output = Output(Path(folder) / "out")
         began = time.process_time()
         prepared = prepare(Request(Path(folder))).require()
