@@ -19,6 +19,7 @@ from mapspec.errors import ConvertError
 from mapspec.fill import Part
 from mapspec.io.json_config import write_config
 from mapspec.io.remote import RemotePath
+from mapspec.io.unwritable import write_problem
 from mapspec.plan import ValueStep
 from mapspec.sources import MANIFEST, Reference
 from mapspec.table import Table
@@ -58,8 +59,6 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
-        from mapspec.copying.worker import write_problem  # numpy, which planning does without
-
         raise ConvertError(write_problem(error, path)) from None
 
 

@@ -20,11 +20,11 @@ from mapspec.beside import carry, check_tie, record, write_certificate, write_fi
 from mapspec.certificate import file_records, record_of
 from mapspec.copy import CopyReport, check_room, execute
 from mapspec.copying.digests import FileDone
-from mapspec.copying.worker import write_problem
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError
 from mapspec.io.opened import changed
 from mapspec.io.remote import RemotePath
+from mapspec.io.unwritable import write_problem
 from mapspec.journal import Journal, Leftover, finished_in
 from mapspec.memory import workers_within
 from mapspec.outputs import Copy, Output, Work, file_count, lay_out

@@ -20,13 +20,14 @@ from pathlib import Path
 from mapspec.copying.behind import crowded
 from mapspec.copying.compare import first_difference, read_tensor
 from mapspec.copying.digests import Digest, FileDone, digest_of
-from mapspec.copying.worker import Job, Worker, write_problem
+from mapspec.copying.worker import Job, Worker
 from mapspec.crew import Crew, Stopped
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill
 from mapspec.io.filesystem import Access, access_to
 from mapspec.io.layout import Layout
+from mapspec.io.unwritable import write_problem
 from mapspec.progress import NoProgress, Progress
 
 __all__ = ["CopyReport", "Digest", "FileDone", "check_room", "execute", "first_difference", "jobs_of", "read_tensor"]

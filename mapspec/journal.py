@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from mapspec.copying.digests import Digest, FileDone
-from mapspec.copying.worker import write_problem
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
+from mapspec.io.unwritable import write_problem
 from mapspec.publish import sync
 
 __all__ = ["FORMAT_VERSION", "Journal", "Leftover", "finished_in", "take"]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_128
 
 from mapspec.copy import FileDone, execute, first_difference, jobs_of, read_tensor
-from mapspec.copying import alignment, gather, worker
+from mapspec.copying import alignment, gather, lane, rows, vectored, worker
 from mapspec.copying.behind import crowded
 from mapspec.copying.casts import caster
 from mapspec.copying.gather import UNSIGNED
@@ -92,9 +92,15 @@ def small_limits(draw_small: bool) -> ExitStack:
     """With limits of a few bytes, tiny tensors take every path that large ones take."""
     stack = ExitStack()
     if draw_small:
-        stack.enter_context(mock.patch.multiple(gather, _BLOCK=64, _SMALLEST=16, STAGE=128, _FAR=40))
-        stack.enter_context(mock.patch.multiple(worker, _BLOCK=32, _SHORTEST_RUN=12))
-        stack.enter_context(mock.patch.multiple(alignment, PAGE=16, _NEAR=4, _PLACES=(0, 8, 4)))
+        stack.enter_context(
+            mock.patch.multiple(gather, _BLOCK=64, _SMALLEST=16, STAGE=128, PAGE=16, _FAR=40, SHORTEST=4)
+        )
+        stack.enter_context(mock.patch.multiple(lane, PAGE=16, _BLOCK=32, _SMALLEST=48, _LARGEST=96))
+        stack.enter_context(mock.patch.multiple(rows, SHORTEST=4))
+        stack.enter_context(mock.patch.multiple(vectored, _MOST=3))
+        stack.enter_context(mock.patch.multiple(worker, _BLOCK=32, PAGE=16, _SHORTEST_RUN=12))
+        near = {"_NEAR": 4, "_PLACES": (0, 8, 4, 12), "_SHORTEST_PERIOD": 8}
+        stack.enter_context(mock.patch.multiple(alignment, PAGE=16, **near))
         stack.enter_context(mock.patch.object(worker, "_ZEROS", bytes(32)))
     return stack
 
@@ -249,9 +255,10 @@ def test_column_slabs_of_a_real_size(tmp_path: Path, parts: int, files: list[str
 
 @given(st.integers(0, 2**40), st.integers(0, 2**40))
 def test_memory_has_a_place_for_any_source_and_target(source: int, target: int) -> None:
-    at = alignment.place(source, target)
-    assert not alignment.slow(source, at)
-    assert not alignment.slow(at, target)
+    for period in (128, 256, 512, 1024, 2048, 4096, None):
+        at = alignment.place(source, target, period)
+        assert not alignment.slow(source, at, period)
+        assert not alignment.slow(at, target)
 
 
 @pytest.mark.parametrize("columns", [4096, 512])

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mapspec.copying.alignment import PAGE, STAGE, pages, place, slow
 from mapspec.copying.casts import CASTABLE, caster
 from mapspec.copying.pieces import BoxIndex, Piece, dense_strides
+from mapspec.copying.rows import SHORTEST, Rows
 from mapspec.copying.source import SourceFiles
 from mapspec.tensors import Box, box_shape, itemsize, numel
 
@@ -27,8 +28,6 @@ type Array = npt.NDArray[Any]
 # Unsigned integers stand for elements of any dtype of that size: bits are moved, never interpreted.
 UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
-# Cutting rows into slabs wants to read more at once than is copied straight, so that what is written to each slab is
-# not too short.
 _BLOCK = 1 << 20
 _SMALLEST = 1 << 16
 # A run with this much distance to the next is read by itself; closer ones are read together with what is between.
@@ -100,15 +99,16 @@ class Gather:
             raise AssertionError(f"no cast from {sorted(changing)} to {dtype}")
         self._cast: dict[str, Callable[[Array], Array]] = {source: caster(source, dtype) for source in changing}
 
-    def blocks(self) -> Iterator[tuple[Box, int, int]]:
-        """Boxes in the order of their bytes, each with its offset in the destination box and its length in bytes."""
+    def blocks(self, most: int = _BLOCK) -> Iterator[tuple[Box, int, int]]:
+        """Boxes in the order of their bytes, each with its offset in the destination box and its length in bytes,
+        which is at most `most` where an element is not longer."""
         shape = box_shape(self._box)
         if not shape:
             yield self._box, 0, self._item
             return
         if numel(shape) == 0:
             return
-        wanted = self.block_bytes
+        wanted = min(self.block_bytes, most)
         axis = next(axis for axis in range(len(shape)) if self._strides[axis] <= wanted or axis == len(shape) - 1)
         step = max(1, wanted // self._strides[axis])
         low = self._box[axis][0]
@@ -149,6 +149,39 @@ class Gather:
                 values = np.frombuffer(scratch.cast(), UNSIGNED[item], numel(into.shape)).reshape(into.shape)
                 _read(values, piece, piece.start_of(common), files, scratch)
                 into[...] = self._cast[piece.dtype](values)
+
+    def rows(self) -> Rows | None:
+        """The box as rows of one piece, each a run on both sides and not short; `None` where it is something else."""
+        axis, piece = self._row_axis(), self._pieces[0]
+        if len(self._pieces) != 1 or axis is None or self._strides[axis] < SHORTEST:
+            return None
+        if piece.file is None or piece.dtype != self._dtype or self._strides[axis + 1 :] != piece.strides[axis + 1 :]:
+            return None
+        start, stop = self._box[axis]
+        return Rows(piece.file, piece.start, piece.strides[axis], self._strides[axis], stop - start)
+
+    def slabs(self) -> list[tuple[int, Rows]] | None:
+        """The rows of the box as parts that lie side by side, each with its offset in the row; `None` where the box is
+        something else, or a part is short or not one run of its file."""
+        axis, shape, found, end = self._row_axis(), box_shape(self._box), [], 0
+        if axis is None:
+            return None
+        for piece in sorted(self._pieces, key=lambda piece: piece.box):
+            part = box_shape(piece.box)
+            dense = dense_strides(part, self._item)
+            length = dense[axis]
+            if piece.file is None or piece.dtype != self._dtype or length < SHORTEST:
+                return None
+            if piece.box[axis] != self._box[axis] or piece.strides[axis:] != dense[axis:]:
+                return None
+            if part[axis + 2 :] != shape[axis + 2 :]:
+                return None
+            found.append((end, Rows(piece.file, piece.start, length, length, shape[axis])))
+            end += length
+        return found if end == self._strides[axis] else None
+
+    def _row_axis(self) -> int | None:
+        return next((axis for axis, extent in enumerate(box_shape(self._box)) if extent > 1), None)
 
 
 def _read(into: Array, piece: Piece, start: int, files: SourceFiles, scratch: Scratch) -> None:

@@ -16,10 +16,10 @@ from itertools import accumulate, product
 from mapspec.boxes import intersect
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
-from mapspec.fill import Part
+from mapspec.fill import Fill, Part
 from mapspec.tensors import Box, StoredTensor, box_shape, itemsize, numel
 
-__all__ = ["BoxIndex", "Piece", "Run", "dense_strides", "pieces_of", "runs_of"]
+__all__ = ["BoxIndex", "Piece", "Run", "dense_strides", "pieces_of", "runs_of", "straight"]
 
 type Run = tuple[int, str | None, int, int]
 """Bytes that are contiguous on both sides: offset within the destination chunk, source file (`None`: zeros), offset in
@@ -151,11 +151,8 @@ def _pieces_of_part(
     same = shape[axes - common :] == source_shape[source_axes - common :]
     if not same or math.prod(shape[: axes - common]) * math.prod(source_shape[: source_axes - common]) != 1:
         raise AssertionError(f"{_text(part.box)} cannot be filled from {_text(part.source_box)} of {source.name}")
-    known = indexes.get(id(source))
-    if known is None:
-        known = indexes[id(source)] = (source, BoxIndex([chunk.box for chunk in source.chunks]))
     item = itemsize(source.dtype)
-    for at, held in known[1].overlapping(part.source_box):
+    for at, held in _index_of(source, indexes).overlapping(part.source_box):
         chunk = source.chunks[at]
         strides = dense_strides(box_shape(chunk.box), item)
         start = chunk.offset + sum(
@@ -172,6 +169,42 @@ def _pieces_of_part(
         )
         steps = tuple(0 if axis + extra < 0 else strides[axis + extra] for axis in range(axes))
         yield Piece(box, chunk.file, start, steps, source.dtype, chunk.offset, chunk.offset + chunk.nbytes)
+
+
+def straight(fill: Fill, indexes: dict[int, tuple[StoredTensor, BoxIndex]]) -> Run | None:
+    """The run that the whole chunk is copied by, if it lies as one in one chunk of its source; else `None`.
+
+    Nearly every chunk of a checkpoint is of that kind, so this takes little arithmetic. The offset is that in the
+    file, not that in the chunk. `indexes` as in `pieces_of`.
+    """
+    chunk = fill.chunk
+    if len(fill.parts) != 1 or fill.parts[0].box != chunk.box:
+        return None
+    source, box = fill.parts[0].source, fill.parts[0].source_box
+    if source is None or source.dtype != fill.tensor.dtype:
+        return None
+    held = source.chunks[0]
+    if len(source.chunks) > 1:
+        found = next(_index_of(source, indexes).overlapping(box), None)
+        if found is None:
+            return None
+        held = source.chunks[found[0]]
+    offset, nbytes, step, whole = held.offset, itemsize(source.dtype), itemsize(source.dtype), True
+    for (start, stop), (low, high) in zip(reversed(box), reversed(held.box), strict=True):
+        if start < low or stop > high or not (whole or stop - start == 1):
+            return None
+        whole = whole and (start, stop) == (low, high)
+        offset += (start - low) * step
+        nbytes *= stop - start
+        step *= high - low
+    return (chunk.offset, held.file, offset, nbytes) if nbytes == chunk.nbytes else None
+
+
+def _index_of(source: StoredTensor, indexes: dict[int, tuple[StoredTensor, BoxIndex]]) -> BoxIndex:
+    known = indexes.get(id(source))
+    if known is None:
+        known = indexes[id(source)] = (source, BoxIndex([chunk.box for chunk in source.chunks]))
+    return known[1]
 
 
 def runs_of(pieces: Sequence[Piece], box: Box, dtype: str, shortest: int) -> list[Run] | None:

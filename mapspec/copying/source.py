@@ -6,10 +6,12 @@ import errno
 import os
 import resource
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mapspec.copying.ahead import Ahead
+from mapspec.copying.vectored import Column, read_columns, rows_of
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.io.filesystem import Access, access_to
 from mapspec.io.remote import RemotePath, is_url, located
@@ -90,6 +92,25 @@ class SourceFiles:
                 return
             offset += got
             view = view[got:]
+
+    def read_rows(self, columns: Sequence[Column], count: int, file: str, offset: int) -> None:
+        """Fill `count` rows of the columns with what stands in `file` from `offset` on, row by row.
+
+        Raises `ReadProblem`.
+        """
+        got = 0
+        if file in self._open or self._elsewhere(file) is None:
+            try:
+                got = read_columns(self._fd(file, offset), columns, count, offset)
+            except OSError as error:
+                raise ReadProblem(file, offset, f"could not be read: {error.strerror or error}") from error
+            if got == count * sum(column.length for column in columns):
+                return
+        for view in rows_of(columns, count):  # after a short read, what is lacking
+            if got < len(view):
+                self.read_into(view[got:], file, offset + got)
+            offset += len(view)
+            got = max(0, got - len(view))
 
     def forget(self, file: str, offset: int, length: int) -> None:
         """These bytes have been read and are not needed again: the page cache may do without them."""

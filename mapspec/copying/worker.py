@@ -6,27 +6,30 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from pathlib import Path
 
 from mapspec.copying.ahead import expecting
-from mapspec.copying.alignment import place, slow
+from mapspec.copying.alignment import PAGE
 from mapspec.copying.behind import Behind
 from mapspec.copying.digests import Digester, FileDone
 from mapspec.copying.gather import Gather, Scratch
-from mapspec.copying.pieces import BoxIndex, Piece, Run, pieces_of, runs_of
+from mapspec.copying.lane import Lane, lanes_in
+from mapspec.copying.pieces import BoxIndex, Piece, Run, pieces_of, runs_of, straight
+from mapspec.copying.rows import collect, deal, side_by_side
 from mapspec.copying.source import ReadProblem, SourceFiles
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill
 from mapspec.io.filesystem import Access
 from mapspec.io.layout import Framing
+from mapspec.io.unwritable import write_problem
 from mapspec.tensors import Box, StoredTensor
 
-__all__ = ["Job", "Worker", "write_problem"]
+__all__ = ["Job", "Worker"]
 
-# A block is written from the cache next to the core, which holds 1 to 2 MiB on servers and has to hold other things.
-_BLOCK = 1 << 18
+# Of a size that the cache of a core holds, or nearly; each costs some microseconds of Python.
+_BLOCK = 1 << 20
 # Strided pieces with runs of at least this length are read run by run, shorter ones are gathered.
 _SHORTEST_RUN = 1 << 16
 _ZEROS = bytes(_BLOCK)
@@ -72,9 +75,7 @@ class Worker:
         self._fd = -1
         self._file = ""
         self._digester = Digester(())
-        # The part of the block that waits to be written: from where in the file, from where and to where in the block;
-        # and to where the block may be filled.
-        self._at = self._low = self._high = self._full = 0
+        self._lane = Lane(self._scratch.block[: _BLOCK + PAGE], _BLOCK, self._write)
 
     def close(self) -> None:
         """Close the source files."""
@@ -85,7 +86,7 @@ class Worker:
         path = self._target_root / job.file
         self._file = job.file
         self._digester = Digester([(fill.chunk.offset, fill.chunk.nbytes) for fill in job.fills])
-        self._low = self._high = self._full = 0
+        self._lane.drop()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -93,7 +94,7 @@ class Worker:
                 _reserve(self._fd, job.size)
                 self._behind = Behind(self._fd) if self._drop else None
                 self._fill(job)
-                self._flush()
+                self._lane.flush()
                 if self._fsync:
                     os.fsync(self._fd)
             finally:
@@ -115,7 +116,7 @@ class Worker:
             elif isinstance(step, list):
                 self._run(*last)
                 last = (0, None, 0, 0)
-                self._flush()
+                self._lane.flush()
                 self._gather(step)
             else:
                 at, file, offset, length = step
@@ -168,7 +169,7 @@ class Worker:
 
     def _compile(self, fill: Fill) -> list[Run] | Gather:
         chunk, dtype = fill.chunk, fill.tensor.dtype
-        if (run := _whole_chunk(fill)) is not None:
+        if (run := straight(fill, self._indexes)) is not None:
             return [run]
         pieces: Sequence[Piece] = pieces_of(fill.tensor.name, chunk.box, fill.parts, self._indexes)
         runs = runs_of(pieces, chunk.box, dtype, _SHORTEST_RUN)
@@ -178,55 +179,41 @@ class Worker:
 
     def _gather(self, group: Sequence[tuple[int, Gather]]) -> None:
         """Fill several chunks, a block of each in turn: blocks of the same rows share what was read for the first."""
+        lanes = lanes_in(self._scratch.block, len(group), self._write)
+        slabs = side_by_side([gather.rows() for _, gather in group])
+        if slabs is not None and len(lanes) == len(slabs):
+            deal([(at, rows) for (at, _), rows in zip(group, slabs, strict=True)], lanes, self._files)
+            return
+        if len(group) == 1 and (parts := group[0][1].slabs()) is not None:
+            collect(group[0][0], parts, lanes[0], self._files, self._scratch.stage)
+            return
         self._scratch.held = None
-        for blocks in zip_longest(*(gather.blocks() for _, gather in group)):
-            for (start, gather), ready in zip(group, blocks, strict=True):
+        for blocks in zip_longest(*(gather.blocks(lanes[0].most) for _, gather in group)):
+            for (start, gather), lane, ready in zip(group, cycle(lanes), blocks, strict=False):
                 if ready is not None:
                     box, offset, length = ready
-                    low = place(target=start + offset)
-                    block = self._scratch.block[low : low + length]
-                    gather.read(box, block, self._files, self._scratch)
-                    self._write(block, start + offset)
+                    gather.read(box, lane.room(start + offset, length), self._files, self._scratch)
+        for lane in lanes:
+            lane.flush()
 
     def _run(self, at: int, file: str | None, offset: int, length: int) -> None:
         """Copy a run through the block, which is written when it is full or the next run does not follow on."""
         while length:
-            room = self._room(at, None if file is None else offset)
-            take = min(length, len(room))
+            take = min(length, self._lane.left(at))
             if file is None:
-                room[:take] = _ZEROS[:take]
+                self._lane.room(at, take)[:] = _ZEROS[:take]
             else:
-                self._files.read_into(room[:take], file, offset)
+                self._files.read_into(self._lane.room(at, take, offset), file, offset)
                 if self._drop:
                     self._files.forget(file, offset, take)
-            self._high += take
             at, offset, length = at + take, offset + take, length - take
 
     def _put(self, at: int, data: bytes) -> None:
         left = memoryview(data)
         while left:
-            room = self._room(at)
-            take = min(len(left), len(room))
-            room[:take] = left[:take]
-            self._high += take
+            take = min(len(left), self._lane.left(at))
+            self._lane.room(at, take)[:] = left[:take]
             at, left = at + take, left[take:]
-
-    def _room(self, at: int, source: int | None = None) -> memoryview:
-        """Free space of the block for bytes that belong at offset `at` of the file and are read from `source`."""
-        follows = self._at + self._high - self._low == at
-        if self._high == self._full or not follows or (source is not None and slow(source, self._high)):
-            self._flush()
-        if self._high == self._low:
-            self._at, self._low = at, place(source, at)
-            self._high = self._low
-            # Up to the end of a block of the file, so that later ones begin with a page.
-            self._full = self._low + _BLOCK - at % _BLOCK
-        return self._scratch.block[self._high : self._full]
-
-    def _flush(self) -> None:
-        if self._high > self._low:
-            self._write(self._scratch.block[self._low : self._high], self._at)
-        self._low = self._high = self._full = 0
 
     def _write(self, view: memoryview, at: int) -> None:
         start, length = at, len(view)
@@ -250,20 +237,6 @@ def _reserve(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
 
-def _whole_chunk(fill: Fill) -> Run | None:
-    """The common case without arithmetic: the chunk is a chunk of the source."""
-    if len(fill.parts) != 1:
-        return None
-    part = fill.parts[0]
-    source = part.source
-    if source is None or len(source.chunks) != 1 or source.dtype != fill.tensor.dtype:
-        return None
-    held = source.chunks[0]
-    if part.source_box != held.box or part.box != fill.chunk.box or held.nbytes != fill.chunk.nbytes:
-        return None
-    return fill.chunk.offset, held.file, held.offset, held.nbytes
-
-
 def _in_order(file: str, end: int, start: int) -> None:
     if start < end:
         raise AssertionError(f"layout of {file} writes byte {start} twice")
@@ -280,20 +253,3 @@ def _read_finding(problem: ReadProblem, job: Job) -> Diagnostic:
     doing = f"while reading `{names[0]}` for `{names[1]}` in `{job.file}`"
     help_ = "the source changed or its disk has trouble; check it, then convert again"
     return problem.finding(Path(), doing, help_)
-
-
-def write_problem(error: OSError, path: Path) -> Diagnostic:
-    """The finding for a destination file that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Diagnostic(
-            "MS702",
-            f"no room to write `{path.name}`: {error.strerror}",
-            where=str(path),
-            help="free some space or choose another destination, then convert again",
-        )
-    return Diagnostic(
-        "MS704",
-        f"`{path.name}` cannot be written: {error.strerror}",
-        where=str(path),
-        help="check the destination's permissions and its disk",
-    )

@@ -21,8 +21,8 @@ from xxhash import xxh3_128
 from mapspec.copying.gather import Gather, Scratch
 from mapspec.copying.pieces import Piece, dense_strides, runs_of
 from mapspec.copying.source import ReadProblem, SourceFiles
-from mapspec.copying.worker import write_problem
 from mapspec.errors import CheckpointError, ConvertError
+from mapspec.io.unwritable import write_problem
 from mapspec.live.pieces import blocks_of
 from mapspec.tensors import Box, box_shape, itemsize, numel
 
