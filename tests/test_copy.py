@@ -95,7 +95,7 @@ def small_limits(draw_small: bool) -> ExitStack:
         stack.enter_context(
             mock.patch.multiple(gather, _BLOCK=64, _SMALLEST=16, STAGE=128, PAGE=16, _FAR=40, SHORTEST=4)
         )
-        stack.enter_context(mock.patch.multiple(lane, PAGE=16, _BLOCK=32, _SMALLEST=48, _LARGEST=96))
+        stack.enter_context(mock.patch.multiple(lane, PAGE=16, _BLOCK=32, _SMALLEST=48))
         stack.enter_context(mock.patch.multiple(rows, SHORTEST=4))
         stack.enter_context(mock.patch.multiple(vectored, _MOST=3))
         stack.enter_context(mock.patch.multiple(worker, _BLOCK=32, PAGE=16, _SHORTEST_RUN=12))

@@ -15,7 +15,6 @@ __all__ = ["Lane", "lanes_in"]
 
 _BLOCK = 1 << 17
 _SMALLEST = 1 << 16
-_LARGEST = (1 << 20) + 2 * _BLOCK
 
 
 class Lane:
@@ -92,7 +91,7 @@ class Lane:
 
 def lanes_in(memory: memoryview, count: int, write: Callable[[memoryview, int], None]) -> list[Lane]:
     """Lanes that share memory, `count` at most: where each would get too little, a single one."""
-    size = min(_LARGEST, len(memory) // count // PAGE * PAGE)
+    size = len(memory) // count // PAGE * PAGE
     if size < _SMALLEST:
         return [Lane(memory, PAGE, write)]
     block = PAGE

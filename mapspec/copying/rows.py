@@ -21,7 +21,6 @@ __all__ = ["SHORTEST", "Rows", "collect", "deal", "side_by_side"]
 
 # Shorter rows are moved in memory: the kernel takes longer to step from one to the next than to copy them.
 SHORTEST = 512
-_BLOCK = 1 << 20
 # With a period below this, one row in eight or fewer is slow, which costs less than to move all of them in memory.
 _RARELY = 512
 
@@ -83,7 +82,7 @@ def collect(
         stage: gives memory for bytes that would be slow to read to where they belong, see `Scratch.stage`.
     """
     stride, count = sum(rows.length for _, rows in slabs), slabs[0][1].count
-    step = max(1, min(_BLOCK, lane.most) // stride)
+    step = max(1, lane.most // stride)
     for begin in range(0, count, step):
         taken = min(step, count - begin)
         room = lane.room(at + begin * stride, taken * stride)

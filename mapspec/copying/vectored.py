@@ -51,9 +51,8 @@ def read_columns(fd: int, columns: Sequence[Column], count: int, offset: int) ->
         OSError: as `os.preadv`.
     """
     assert all((count - 1) * column.stride + column.length <= len(column.memory) for column in columns)
-    places = _offsets(tuple([(column.length, column.stride) for column in columns]), count).copy()
-    places[:, :, 0] += np.array([address_of(column.memory) for column in columns])
-    flat = places.reshape(-1, 2)
+    offsets = _offsets(tuple([(column.length, column.stride) for column in columns]), count)
+    flat = (offsets + np.array([(address_of(column.memory), 0) for column in columns])).reshape(-1, 2)
     done = 0
     for begin in range(0, len(flat), _MOST):
         some = flat[begin : begin + _MOST]
