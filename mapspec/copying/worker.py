@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, zip_longest
+from itertools import chain, cycle, zip_longest
 from pathlib import Path
 
 from mapspec.copying.ahead import expecting
@@ -106,27 +106,26 @@ class Worker:
         return self._digester.done(job.file, job.size)
 
     def _fill(self, job: Job) -> None:
-        waiting = expecting(self._plan(job), self._files)
-        last: tuple[int, str | None, int, int] = (0, None, 0, 0)
-        for step in waiting:
+        at, file, offset, length = nothing = (0, None, 0, 0)  # a run that may go on
+        for step in expecting(self._plan(job), self._files):
+            if isinstance(step, tuple):
+                if step[1] == file and at + length == step[0] and (file is None or offset + length == step[2]):
+                    length += step[3]
+                    continue
+                if length:
+                    self._run(at, file, offset, length)
+                at, file, offset, length = step
+                continue
+            if length:
+                self._run(at, file, offset, length)
+                at, file, offset, length = nothing
             if isinstance(step, Framing):
-                self._run(*last)
-                last = (0, None, 0, 0)
                 self._put(step.offset, step.data)
-            elif isinstance(step, list):
-                self._run(*last)
-                last = (0, None, 0, 0)
+            else:
                 self._lane.flush()
                 self._gather(step)
-            else:
-                at, file, offset, length = step
-                before, source, start, held = last
-                if source == file and before + held == at and (file is None or start + held == offset):
-                    last = (before, file, start, held + length)
-                else:
-                    self._run(*last)
-                    last = step
-        self._run(*last)
+        if length:
+            self._run(at, file, offset, length)
 
     def _plan(self, job: Job) -> Iterator[Framing | Run | list[tuple[int, Gather]]]:
         """What to write, by offset in the file. Chunks side by side in the same rows of a tensor that must be gathered
@@ -134,7 +133,7 @@ class Worker:
         later: dict[tuple[str, Box], list[int]] = {}
         for position, fill in enumerate(job.fills):
             later.setdefault((fill.tensor.name, fill.chunk.box[:1]), []).append(position)
-        framing = iter((*job.framing, Framing(job.size, b"")))
+        framing = chain(_joined(job.framing), [Framing(job.size, b"")])
         upcoming = next(framing)
         done: set[int] = set()
         end = 0
@@ -235,6 +234,20 @@ def _reserve(fd: int, size: int) -> None:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise
         os.ftruncate(fd, size)
+
+
+def _joined(framing: Iterable[Framing]) -> Iterator[Framing]:
+    """The same bytes; those that follow on each other, as the end of an item and the head of the next, in one."""
+    at, end, parts = 0, 0, list[bytes]()
+    for one in framing:
+        if one.offset != end or not parts:
+            if parts:
+                yield Framing(at, b"".join(parts))
+            at, parts = one.offset, []
+        parts.append(one.data)
+        end = one.offset + len(one.data)
+    if parts:
+        yield Framing(at, b"".join(parts))
 
 
 def _in_order(file: str, end: int, start: int) -> None:
