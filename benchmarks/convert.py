@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoints import CONFIGS, KINDS, lay_out, make
+from once import hold_memory, size_of
 
 HERE = Path(__file__).resolve().parent
 DROP = Path("/proc/sys/vm/drop_caches")
@@ -42,7 +43,7 @@ class Results:
 
 def cp(source: Path, target: Path, fsync: bool) -> float:
     """Seconds that `cp -r` takes, with the sync of what it wrote."""
-    shutil.rmtree(target, ignore_errors=True)
+    hold_memory(2 * size_of(source))
     began = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     if fsync:
@@ -63,9 +64,8 @@ def once(method: str, source: Path, target: Path, fsync: bool) -> tuple[float, f
 def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds: int, cold: bool) -> None:
     """Rounds of `cp` and the runs (label, method, source), interleaved, and their table.
 
-    What a run left is removed right before the next one copies, off the clock, so that each writes to memory that has
-    just become free. A virtual machine may give free memory back to its host at once, and getting it again takes
-    longer than any copy.
+    Before each copy, off the clock, what the one before left is removed and the memory for this one fetched, see
+    `hold_memory`.
     """
     sources = list(dict.fromkeys(source for _, _, source in runs))
     found = {label: Results() for label, _, _ in runs}
@@ -74,11 +74,11 @@ def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds:
     for _ in range(rounds):
         base: dict[Path, float] = {}
         for source in sources:
-            base[source] = _timed(lambda source=source: (cp(source, target, cold), None, 0.0), source, cold)[0]
+            base[source] = _timed(lambda source=source: (cp(source, target, cold), None, 0.0), source, target, cold)[0]
             found[f"cp {source.name}"].seconds.append(base[source])
             found[f"cp {source.name}"].ratios.append(1.0)
         for label, method, source in runs:
-            seconds, copying, peak = _timed(lambda m=method, s=source: once(m, s, target, cold), source, cold)
+            seconds, copying, peak = _timed(lambda m=method, s=source: once(m, s, target, cold), source, target, cold)
             result = found[label]
             result.seconds.append(seconds)
             result.ratios.append(seconds / base[source])
@@ -95,8 +95,9 @@ def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds:
         print(f"{label:<44}{ratios}{copying:>9}{seconds:>10}{result.peak_mb:>9.0f}", flush=True)
 
 
-def _timed(run, source: Path, cold: bool) -> tuple[float, float | None, float]:
-    """A run with the cache as it shall be."""
+def _timed(run, source: Path, target: Path, cold: bool) -> tuple[float, float | None, float]:
+    """A run with no result of an earlier one, and the cache as it shall be."""
+    shutil.rmtree(target, ignore_errors=True)
     os.sync()  # what an earlier run left to be written is not this run's burden
     if cold:
         DROP.write_text("3")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -29,32 +29,49 @@ def anonymous_mb() -> float:
     return 0.0
 
 
-class MakingRoom(NoProgress):
-    """Removes what an earlier run left when the copy begins, see `measure` in convert.py."""
+def hold_memory(nbytes: int) -> None:
+    """Use that much memory in another process, and give it free again.
 
-    def __init__(self, target: Path) -> None:
-        self._left = target.rename(target.with_name("left")) if target.exists() else None
+    A virtual machine may have given free memory back to its host, and getting it again takes longer than any copy.
+    What was in use a moment ago is still there, for whoever takes memory next. Where less than twice that much is
+    available, half of what is.
+    """
+    text = Path("/proc/meminfo").read_text()
+    available = next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable"))
+    code = f"import ctypes, mmap; m = mmap.mmap(-1, {min(nbytes, available // 2)}, flags=mmap.MAP_PRIVATE); "
+    code += "ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(m)), 1, len(m))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+class Ready(NoProgress):
+    """Sees to it that there is memory when the copy begins; the seconds that it takes are not the copy's."""
+
+    def __init__(self) -> None:
         self.seconds = 0.0
 
     def start(self, total: int) -> None:
         """The copy begins."""
         began = time.perf_counter()
-        if self._left is not None:
-            shutil.rmtree(self._left)
+        hold_memory(2 * total)
         self.seconds = time.perf_counter() - began
 
 
 def mapspec(source: Path, target: Path, fsync: bool, cuts: Cuts | None = None) -> Callable[[], tuple[float, float]]:
-    """`mapspec convert`, in whichever direction; the seconds of its copy, and those of making room for it."""
+    """`mapspec convert`, in whichever direction; the seconds of its copy, and those that are not its own."""
     import mapspec.convert as convert
     from mapspec.prepare import Request
 
     request = Request(source) if cuts is None else Request(source, cuts=cuts)
-    room = MakingRoom(target)
+    ready = Ready()
 
     def run() -> tuple[float, float]:
-        done = convert.convert(request, convert.Output(target, fsync=fsync), room)
-        return done.copied.seconds - room.seconds, room.seconds
+        done = convert.convert(request, convert.Output(target, fsync=fsync), ready)
+        return done.copied.seconds - ready.seconds, ready.seconds
 
     return run
 
@@ -139,7 +156,7 @@ def main() -> None:
     method, source, target, *more = sys.argv[1:]
     run = METHODS[method](Path(source), Path(target), more == ["fsync"])
     if method in OTHERS:
-        shutil.rmtree(target, ignore_errors=True)
+        hold_memory(2 * size_of(Path(source)))
     before = anonymous_mb()
     peak, stop = [before], threading.Event()
 
