@@ -20,7 +20,8 @@ from pathlib import Path
 from mapspec.copying.behind import crowded
 from mapspec.copying.compare import first_difference, read_tensor
 from mapspec.copying.digests import Digest, FileDone, digest_of
-from mapspec.copying.worker import Job, Worker
+from mapspec.copying.jobs import Job, divided, put_together
+from mapspec.copying.worker import Worker, create
 from mapspec.crew import Crew, Stopped
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
@@ -75,7 +76,8 @@ def execute(
         layout: what to write. None of its files may exist yet.
         source_root: folder to which the chunks of the parts' sources are relative.
         target_root: an existing folder, usually one that `mapspec.publish` has made.
-        threads: workers; by default as many as source and destination are used best with. Never more than files.
+        threads: workers; by default as many as source and destination are used best with. Never more than
+            files, and parts of large ones.
         progress: told after every write.
         fsync: whether everything shall be on disk on return.
         done: told of each file, data files and then small ones, when it is complete (and on disk, with `fsync`). Calls
@@ -94,10 +96,12 @@ def execute(
     small = {name: data for name, data in layout.small_files.items() if _chosen(name, skip, only)}
     total = sum(job.size for job in jobs)
     access = access or access_to(source_root)
-    count = max(1, min(threads or max(access.threads, access_to(target_root).threads), len(jobs)))
+    count = max(1, threads or max(access.threads, access_to(target_root).threads))
+    parts = divided(jobs, count)
+    count = max(1, min(count, len(parts)))
     sizes = sorted((job.size for job in jobs), reverse=True)
     check_room(target_root, sum(sizes[: 4 + count] if staged else sizes) + sum(map(len, small.values())))
-    copy = _Copy(jobs, progress or NoProgress(), source_root, target_root, count, fsync, done, access)
+    copy = _Copy(parts, progress or NoProgress(), source_root, target_root, count, fsync, done, access)
     copy.run(total)
     for name, data in small.items():
         _write_small(target_root / name, data, fsync)
@@ -121,11 +125,21 @@ class _Copy:
         self._crew, self._progress, self._count = Crew(jobs, "mapspec-copy"), progress, count
         self._tell = done
         self.done: list[FileDone] = []
+        self._parts: dict[str, list[Job]] = {}  # of the files that are divided
+        for job in jobs:
+            if not job.whole:
+                self._parts.setdefault(job.file, []).append(job)
+        self._written: dict[str, list[FileDone]] = {file: [] for file in self._parts}
         self._source_root, self._target_root, self._fsync = source_root, target_root, fsync
 
     def run(self, total: int) -> None:
         # As many bytes are read as written.
         self._drop = self._fsync and crowded(2 * total)
+        for file, parts in self._parts.items():
+            try:
+                os.close(create(self._target_root / file, parts[0].size))
+            except OSError as error:
+                raise ConvertError(write_problem(error, self._target_root / file)) from error
         self._progress.start(total)
         try:
             self._crew.run(self._count, self._work)
@@ -141,9 +155,18 @@ class _Copy:
             for job in self._crew.jobs():
                 finished = worker.write(job)
                 with self._crew.lock:
-                    self.finished(finished)
+                    if job.whole:
+                        self.finished(finished)
+                    else:
+                        self._part_of(finished)
         finally:
             worker.close()
+
+    def _part_of(self, part: FileDone) -> None:
+        written, parts = self._written[part.file], self._parts[part.file]
+        written.append(part)
+        if len(written) == len(parts):
+            self.finished(put_together(written, (one for job in parts for one in job.framing)))
 
     def finished(self, file: FileDone) -> None:
         """Keep the digests of a file, and tell whoever asked for them."""

@@ -21,8 +21,9 @@ from test_convert import listing, small, write_hf
 
 from mapspec.convert import Output, convert
 from mapspec.copy import CopyReport, execute
+from mapspec.copying.jobs import Job
 from mapspec.copying.source import ReadProblem, SourceFiles
-from mapspec.copying.worker import Job, Worker
+from mapspec.copying.worker import Worker
 from mapspec.errors import CheckpointError, ConvertError
 from mapspec.fill import Fill, Part
 from mapspec.io.hf_folder import open_hf

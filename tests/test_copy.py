@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_128
 
 from mapspec.copy import FileDone, execute, first_difference, jobs_of, read_tensor
-from mapspec.copying import alignment, gather, lane, rows, vectored, worker
+from mapspec.copying import alignment, gather, jobs, lane, rows, vectored, worker
 from mapspec.copying.behind import crowded
 from mapspec.copying.casts import caster
 from mapspec.copying.gather import UNSIGNED
@@ -99,6 +99,7 @@ def small_limits(draw_small: bool) -> ExitStack:
         stack.enter_context(mock.patch.multiple(rows, SHORTEST=4))
         stack.enter_context(mock.patch.multiple(vectored, _MOST=3))
         stack.enter_context(mock.patch.multiple(worker, _BLOCK=32, PAGE=16, _SHORTEST_RUN=12))
+        stack.enter_context(mock.patch.object(jobs, "_LEAST", 16))
         near = {"_NEAR": 4, "_PLACES": (0, 8, 4, 12), "_SHORTEST_PERIOD": 8}
         stack.enter_context(mock.patch.multiple(alignment, PAGE=16, **near))
         stack.enter_context(mock.patch.object(worker, "_ZEROS", bytes(32)))

@@ -1,11 +1,10 @@
-"""Writing one destination file: framing and chunks in the order of their bytes, in few and large writes."""
+"""Writing one destination file, or a part of it: framing and chunks in order of offset, in few and large writes."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, cycle, zip_longest
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mapspec.copying.alignment import PAGE
 from mapspec.copying.behind import Behind
 from mapspec.copying.digests import Digester, FileDone
 from mapspec.copying.gather import Gather, Scratch
+from mapspec.copying.jobs import Job, joined
 from mapspec.copying.lane import Lane, lanes_in
 from mapspec.copying.pieces import BoxIndex, Piece, Run, pieces_of, runs_of, straight
 from mapspec.copying.rows import collect, deal, side_by_side
@@ -26,26 +26,13 @@ from mapspec.io.layout import Framing
 from mapspec.io.unwritable import write_problem
 from mapspec.tensors import Box, StoredTensor
 
-__all__ = ["Job", "Worker"]
+__all__ = ["Worker", "create"]
 
 # Of a size that the cache of a core holds, or nearly; each costs some microseconds of Python.
 _BLOCK = 1 << 20
 # Strided pieces with runs of at least this length are read run by run, shorter ones are gathered.
 _SHORTEST_RUN = 1 << 16
 _ZEROS = bytes(_BLOCK)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A destination file to be written: name, size in bytes, framing, and the fills of its chunks.
-
-    Framing and fills are sorted by offset, and none of them is empty.
-    """
-
-    file: str
-    size: int
-    framing: tuple[Framing, ...]
-    fills: tuple[Fill, ...]
 
 
 class Worker:
@@ -82,16 +69,14 @@ class Worker:
         self._files.close()
 
     def write(self, job: Job) -> FileDone:
-        """Create and fill the job's file; its digests. Raises `ConvertError`, or `Stopped`."""
+        """Create and fill the job's file, or fill its part of it; the digests. Raises `ConvertError`, or `Stopped`."""
         path = self._target_root / job.file
         self._file = job.file
         self._digester = Digester([(fill.chunk.offset, fill.chunk.nbytes) for fill in job.fills])
         self._lane.drop()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self._fd = create(path, job.size) if job.whole else os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                _reserve(self._fd, job.size)
                 self._behind = Behind(self._fd) if self._drop else None
                 self._fill(job)
                 self._lane.flush()
@@ -133,12 +118,12 @@ class Worker:
         later: dict[tuple[str, Box], list[int]] = {}
         for position, fill in enumerate(job.fills):
             later.setdefault((fill.tensor.name, fill.chunk.box[:1]), []).append(position)
-        framing = chain(_joined(job.framing), [Framing(job.size, b"")])
+        framing = chain(joined(job.framing), [Framing(job.end, b"")])
         upcoming = next(framing)
         done: set[int] = set()
-        end = 0
+        end = job.start
         for position, fill in enumerate(job.fills):
-            while upcoming.offset <= fill.chunk.offset and upcoming.offset < job.size:
+            while upcoming.offset <= fill.chunk.offset and upcoming.offset < job.end:
                 _in_order(job.file, end, upcoming.offset)
                 end = upcoming.offset + len(upcoming.data)
                 yield upcoming
@@ -159,12 +144,12 @@ class Worker:
                         group.append((job.fills[other].chunk.offset, sibling))
                         done.add(other)
             yield group
-        while upcoming.offset < job.size:
+        while upcoming.offset < job.end:
             _in_order(job.file, end, upcoming.offset)
             end = upcoming.offset + len(upcoming.data)
             yield upcoming
             upcoming = next(framing)
-        _in_order(job.file, end, job.size)
+        _in_order(job.file, end, job.end)
 
     def _compile(self, fill: Fill) -> list[Run] | Gather:
         chunk, dtype = fill.chunk, fill.tensor.dtype
@@ -225,29 +210,20 @@ class Worker:
         self._wrote(self._file, length)
 
 
-def _reserve(fd: int, size: int) -> None:
-    """Give a new file its size, and room on the disk where the file system can promise that."""
+def create(path: Path, size: int) -> int:
+    """Make a new file of that size, with room on the disk where the file system can promise that; its descriptor."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         if size:
             os.posix_fallocate(fd, 0, size)
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise
-        os.ftruncate(fd, size)
-
-
-def _joined(framing: Iterable[Framing]) -> Iterator[Framing]:
-    """The same bytes; those that follow on each other, as the end of an item and the head of the next, in one."""
-    at, end, parts = 0, 0, list[bytes]()
-    for one in framing:
-        if one.offset != end or not parts:
-            if parts:
-                yield Framing(at, b"".join(parts))
-            at, parts = one.offset, []
-        parts.append(one.data)
-        end = one.offset + len(one.data)
-    if parts:
-        yield Framing(at, b"".join(parts))
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            os.ftruncate(fd, size)
+            return fd
+        os.close(fd)
+        raise
+    return fd
 
 
 def _in_order(file: str, end: int, start: int) -> None:
