@@ -1,8 +1,8 @@
 """Executing a copy plan: every byte of the destination is written once, from source bytes that are read in long runs.
 
 No tensor is ever in memory as a whole. A few workers each own one destination file at a time and fill it in the order
-of its bytes through a buffer that fits the cache next to the core; more files than workers wait in a queue, the largest
-first. Which bytes go where has been decided before (`mapspec.fill`, `mapspec.io.layout`); how a fill is read is in
+of its bytes through a small buffer; more files than workers wait in a queue, the largest first, and the last ones are
+divided so that nobody waits for the others (`mapspec.copying.jobs`). Which bytes go where has been decided before (`mapspec.fill`, `mapspec.io.layout`); how a fill is read is in
 `mapspec.copying`.
 
 Every byte is hashed on its way, so the result comes with a digest of each of its chunks; see `mapspec.copying.digests`.

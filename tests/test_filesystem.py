@@ -37,16 +37,16 @@ short line
 @pytest.mark.parametrize(
     ("path", "shown"),
     [
-        ("/home/me/model", "overlay (local), 2 threads, 0.25 MiB reads"),
-        ("/data/model", "xfs (local), 2 threads, 0.25 MiB reads"),
+        ("/home/me/model", "overlay (local), 2 threads, 1 MiB reads"),
+        ("/data/model", "xfs (local), 2 threads, 1 MiB reads"),
         ("/data/team/model/iter_0000001", "nfs4 (network), 8 threads, 4 MiB reads, 4 ahead"),
-        ("/data/teammate", "xfs (local), 2 threads, 0.25 MiB reads"),
+        ("/data/teammate", "xfs (local), 2 threads, 1 MiB reads"),
         ("/lustre/x", "lustre (parallel), 16 threads, 4 MiB reads, 4 ahead"),
-        ("/mnt/with space/x", "tmpfs (memory), 2 threads, 0.25 MiB reads"),
+        ("/mnt/with space/x", "tmpfs (memory), 2 threads, 1 MiB reads"),
         ("/gcs/x", "fuse.gcsfuse (user space), 8 threads, 4 MiB reads, 4 ahead"),
         ("/win/x", "cifs (network), 8 threads, 4 MiB reads, 4 ahead"),
         ("/twice/x", "nfs (network), 8 threads, 4 MiB reads, 4 ahead"),
-        ("/weird/x", "somethingfs (local), 2 threads, 0.25 MiB reads"),
+        ("/weird/x", "somethingfs (local), 2 threads, 1 MiB reads"),
     ],
 )
 def test_the_mount_decides(path: str, shown: str) -> None:
@@ -61,7 +61,7 @@ def test_links_lead_to_another_mount(tmp_path: Path) -> None:
 def test_this_machine_has_a_kind(tmp_path: Path) -> None:
     assert kind_of(tmp_path / "not" / "there") != "unknown"
     with mock.patch("mapspec.io.filesystem._MOUNTS", tmp_path / "gone"):
-        assert str(access_to(tmp_path, cores=1)) == "unknown (local), 1 thread, 0.25 MiB reads"
+        assert str(access_to(tmp_path, cores=1)) == "unknown (local), 1 thread, 1 MiB reads"
     assert set(KINDS.values()) < set(PLACES)
 
 

@@ -1,6 +1,6 @@
 """What kind of file system a folder lies on, and how to read from such a one.
 
-A local disk answers at once, and the kernel reads ahead by itself: a thread per core and reads of 0.25 MiB are as fast
+A local disk answers at once, and the kernel reads ahead by itself: a thread per core and reads of 1 MiB are as fast
 as it gets. Over a network every request waits for an answer, so more of them have to be under way at the same time:
 more threads, larger reads, and the next ones asked for before they are needed. Files are never mapped into memory, on
 no file system: a read that fails is an error with a name, a mapped page that cannot be read is a signal.
@@ -52,8 +52,8 @@ class Access:
 
 # place -> (threads at least, bytes of a request, requests ahead, why)
 PLACES: Mapping[str, tuple[int, int, int, str]] = {
-    "local": (1, _MIB // 4, 0, "blocks of 0.25 MiB stay in the core's cache; the kernel reads ahead"),
-    "memory": (1, _MIB // 4, 0, "as local; there is nothing to wait for"),
+    "local": (1, _MIB, 0, "blocks of 1 MiB stay in the processor's cache; the kernel reads ahead"),
+    "memory": (1, _MIB, 0, "as local; there is nothing to wait for"),
     "network": (8, 4 * _MIB, 4, "a request takes a round trip, and the kernel's own read-ahead is short"),
     "parallel": (16, 4 * _MIB, 4, "files are striped over servers, which are all to be kept busy"),
     "user space": (8, 4 * _MIB, 4, "each call passes through another process, and often over a network"),
