@@ -2,8 +2,8 @@
 
 No tensor is ever in memory as a whole. A few workers each own one destination file at a time and fill it in the order
 of its bytes through a small buffer; more files than workers wait in a queue, the largest first, and the last ones are
-divided so that nobody waits for the others (`mapspec.copying.jobs`). Which bytes go where has been decided before (`mapspec.fill`, `mapspec.io.layout`); how a fill is read is in
-`mapspec.copying`.
+divided so that nobody waits for the others (`mapspec.copying.jobs`). Which bytes go where has been decided before
+(`mapspec.fill`, `mapspec.io.layout`); how a fill is read is in `mapspec.copying`.
 
 Every byte is hashed on its way, so the result comes with a digest of each of its chunks; see `mapspec.copying.digests`.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass
@@ -129,17 +130,13 @@ class _Copy:
         for job in jobs:
             if not job.whole:
                 self._parts.setdefault(job.file, []).append(job)
-        self._written: dict[str, list[FileDone]] = {file: [] for file in self._parts}
+        self._written: dict[str, list[FileDone]] = {}  # parts of a file that has been made
+        self._making = threading.Lock()
         self._source_root, self._target_root, self._fsync = source_root, target_root, fsync
 
     def run(self, total: int) -> None:
         # As many bytes are read as written.
         self._drop = self._fsync and crowded(2 * total)
-        for file, parts in self._parts.items():
-            try:
-                os.close(create(self._target_root / file, parts[0].size))
-            except OSError as error:
-                raise ConvertError(write_problem(error, self._target_root / file)) from error
         self._progress.start(total)
         try:
             self._crew.run(self._count, self._work)
@@ -153,6 +150,7 @@ class _Copy:
         )  # fmt: skip
         try:
             for job in self._crew.jobs():
+                self._make(job)
                 finished = worker.write(job)
                 with self._crew.lock:
                     if job.whole:
@@ -161,6 +159,19 @@ class _Copy:
                         self._part_of(finished)
         finally:
             worker.close()
+
+    def _make(self, job: Job) -> None:
+        """See to it that the file is there which the job is a part of."""
+        if job.whole:
+            return
+        with self._making:
+            if job.file not in self._written:
+                path = self._target_root / job.file
+                try:
+                    os.close(create(path, job.size))
+                except OSError as error:
+                    raise ConvertError(write_problem(error, path)) from error
+                self._written[job.file] = []
 
     def _part_of(self, part: FileDone) -> None:
         written, parts = self._written[part.file], self._parts[part.file]

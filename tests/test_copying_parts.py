@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from unittest import mock
 
@@ -143,6 +144,28 @@ def test_weights_cut_by_columns_are_read_once_and_few_rows_slowly(tmp_path: Path
         )  # fmt: skip
     assert (tmp_path / "back" / "b").read_bytes() == array.tobytes()
     assert slow / rows < 0.05
+
+
+@pytest.mark.parametrize(("widths", "count"), [((700, 2_500_000), 3), ((30_000,) * 64, 3), ((300, 30_000, 700), 2000)])
+def test_rows_of_any_width(tmp_path: Path, widths: tuple[int, ...], count: int) -> None:
+    """Slabs of unequal width, and rows that no lane has room for, there and back."""
+    shape, edges = (count, sum(widths)), [sum(widths[:n]) for n in range(len(widths) + 1)]
+    array = np.random.default_rng(count).integers(0, 1 << 16, shape, np.uint16)
+    (tmp_path / "a").write_bytes(array.tobytes())
+    source = StoredTensor("s", "bfloat16", shape, (Chunk(whole(shape), "a", 0, array.nbytes),))
+    boxes = [((0, count), span) for span in itertools.pairwise(edges)]
+    chunks = tuple(Chunk(box, "x", 2 * count * box[1][0], 2 * count * (box[1][1] - box[1][0])) for box in boxes)
+    cut = StoredTensor("t", "bfloat16", shape, chunks)
+    again = StoredTensor("u", "bfloat16", shape, (Chunk(whole(shape), "b", 0, array.nbytes),))
+    for name in ("out", "back"):
+        (tmp_path / name).mkdir()
+    fills = [Fill(cut, chunk, (Part(chunk.box, source, chunk.box),)) for chunk in chunks]
+    there, back = Layout({"t": cut}, {"x": array.nbytes}, {}, {}), Layout({"u": again}, {"b": array.nbytes}, {}, {})
+    execute(fills, there, source_root=tmp_path, target_root=tmp_path / "out", fsync=False)
+    np.testing.assert_array_equal(read_tensor(cut, tmp_path / "out"), array)
+    fills = [Fill(again, again.chunks[0], (Part(whole(shape), cut, whole(shape)),))]
+    execute(fills, back, source_root=tmp_path / "out", target_root=tmp_path / "back", fsync=False)
+    assert (tmp_path / "back" / "b").read_bytes() == array.tobytes()
 
 
 def _files(sizes: list[int], item: int = 10) -> tuple[Layout, list[Fill]]:

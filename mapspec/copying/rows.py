@@ -55,10 +55,10 @@ def deal(slabs: Sequence[tuple[int, Rows]], lanes: Sequence[Lane], files: Source
 
     Args:
         slabs: with the offset in the destination file where the slab begins.
-        lanes: one for each slab.
+        lanes: one for each slab, with room for one of its rows at least.
     """
     file, start, stride, count = slabs[0][1].file, slabs[0][1].start, slabs[0][1].stride, slabs[0][1].count
-    step = max(1, min(lane.most // rows.length for lane, (_, rows) in zip(lanes, slabs, strict=True)))
+    step = min(lane.most // rows.length for lane, (_, rows) in zip(lanes, slabs, strict=True))
     for begin in range(0, count, step):
         taken = min(step, count - begin)
         columns = []
@@ -79,10 +79,11 @@ def collect(
     Args:
         at: offset in the destination file where the first row begins.
         slabs: with the offset in the row where the slab's part begins.
+        lane: has room for one row at least.
         stage: gives memory for bytes that would be slow to read to where they belong, see `Scratch.stage`.
     """
     stride, count = sum(rows.length for _, rows in slabs), slabs[0][1].count
-    step = max(1, lane.most // stride)
+    step = lane.most // stride
     for begin in range(0, count, step):
         taken = min(step, count - begin)
         room = lane.room(at + begin * stride, taken * stride)

@@ -164,15 +164,17 @@ class Worker:
     def _gather(self, group: Sequence[tuple[int, Gather]]) -> None:
         """Fill several chunks, a block of each in turn: blocks of the same rows share what was read for the first."""
         lanes = lanes_in(self._scratch.block, len(group), self._write)
+        most = lanes[0].most
         slabs = side_by_side([gather.rows() for _, gather in group])
-        if slabs is not None and len(lanes) == len(slabs):
+        if slabs is not None and len(lanes) == len(slabs) and all(rows.length <= most for rows in slabs):
             deal([(at, rows) for (at, _), rows in zip(group, slabs, strict=True)], lanes, self._files)
             return
-        if len(group) == 1 and (parts := group[0][1].slabs()) is not None:
+        parts = group[0][1].slabs() if len(group) == 1 else None
+        if parts is not None and sum(rows.length for _, rows in parts) <= most:
             collect(group[0][0], parts, lanes[0], self._files, self._scratch.stage)
             return
         self._scratch.held = None
-        for blocks in zip_longest(*(gather.blocks(lanes[0].most) for _, gather in group)):
+        for blocks in zip_longest(*(gather.blocks(most) for _, gather in group)):
             for (start, gather), lane, ready in zip(group, cycle(lanes), blocks, strict=False):
                 if ready is not None:
                     box, offset, length = ready
