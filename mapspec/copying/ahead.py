@@ -34,9 +34,10 @@ def expecting[T](steps: Iterable[T], files: Expecting) -> Iterator[T]:
 
     A step that reads one range is the tuple (anything, file or `None`, offset, length); of others nothing is known.
     """
-    if not files.window:
-        yield from steps
-        return
+    return _announced(steps, files) if files.window else iter(steps)
+
+
+def _announced[T](steps: Iterable[T], files: Expecting) -> Iterator[T]:
     waiting: deque[tuple[T, int]] = deque()
     held = 0
     for step in steps:
