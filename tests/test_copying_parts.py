@@ -192,7 +192,7 @@ def _files(sizes: list[int], item: int = 10) -> tuple[Layout, list[Fill]]:
 @pytest.mark.parametrize(
     ("sizes", "workers", "expected"),
     [
-        ([2200] * 4, 2, [1, 1, 1, 2]),
+        ([2200] * 4, 2, [1, 1, 1, 1]),
         ([2200] * 5, 2, [1, 1, 1, 1, 2]),
         ([8800], 4, [4]),
         ([8800, 110], 4, [4, 1]),

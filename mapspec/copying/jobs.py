@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ __all__ = ["Job", "divided", "joined", "put_together"]
 
 # Smaller parts are not worth two workers who wait for each other: writes to one file come one at a time.
 _LEAST = 64 << 20
+# How much longer than the mean a worker may be busy before a file is divided.
+_UNEVEN = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +48,20 @@ class Job:
 
 
 def divided(jobs: Sequence[Job], workers: int) -> list[Job]:
-    """The same work, with files cut into a part for each worker where one of them would be busy longer than the others
-    with what is left.
+    """The same work, with files cut into a part for each worker where one would else be busy longer than the others.
 
     Args:
         jobs: whole files, the largest first.
     """
     found: list[Job] = []
-    left = sum(job.size for job in jobs)
+    longest = _UNEVEN * sum(job.size for job in jobs) / workers
+    loads = [0] * workers  # a heap: whoever has least takes the next
     for job in jobs:
-        parts = min(workers, job.size // _LEAST)
-        found += _parts(job, parts) if job.size * workers > left and parts > 1 else [job]
-        left -= job.size
+        count = min(workers, job.size // _LEAST)
+        parts = _parts(job, count) if loads[0] + job.size > longest and count > 1 else [job]
+        for part in parts:
+            heapq.heapreplace(loads, loads[0] + part.end - part.start)
+        found += parts
     return found
 
 
