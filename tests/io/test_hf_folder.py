@@ -430,14 +430,21 @@ def test_45_000_tensors_open_quickly_and_without_torch(tmp_path: Path) -> None:
             for n in range(3000)
         }
         raw_file(tmp_path / f"model-{shard + 1:05d}-of-00015.safetensors", header, bytes(16 * 3000))
+    # Against the parsing of the same headers, since machines differ, and one is slower at times.
     code = (
-        "import sys, time\nfrom mapspec.io.hf_folder import open_hf\nt = time.process_time()\n"
-        "n = len(open_hf(sys.argv[1], config=False).tensors)\nprint(n, time.process_time() - t, 'torch' in sys.modules)"
+        "import json, pathlib, sys, time\nfrom mapspec.io.hf_folder import open_hf\n"
+        "def read():\n"
+        "    for path in pathlib.Path(sys.argv[1]).glob('*.safetensors'):\n"
+        "        data = path.read_bytes()\n"
+        "        json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])\n"
+        "t = time.process_time()\nread()\nparsed = time.process_time() - t\nt = time.process_time()\n"
+        "n = len(open_hf(sys.argv[1], config=False).tensors)\n"
+        "print(n, (time.process_time() - t) / parsed, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    count, seconds, has_torch = done.stdout.split()
+    count, times, has_torch = done.stdout.split()
     assert int(count) == 45_000
-    assert float(seconds) < 1
+    assert float(times) < 12, times
     assert has_torch == "False"
 
 
