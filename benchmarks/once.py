@@ -1,7 +1,7 @@
 """One measurement in a process of its own: `python benchmarks/once.py METHOD SOURCE DESTINATION [fsync]`.
 
-Prints JSON: seconds without imports, those of them in which mapspec copied, peak of anonymous memory (RssAnon, sampled)
-and that before the work began, in MB. Start-up is measured from outside. The other writers read with safetensors, as a
+Prints JSON: seconds without imports, those of them in which mapspec copied, peak of anonymous memory (sampled) and
+that before the work began, in MB. Start-up is measured from outside. The other writers read with safetensors, as a
 converter that holds tensors in memory would, and their time includes that.
 """
 
@@ -22,11 +22,17 @@ from mapspec.progress import NoProgress
 
 
 def anonymous_mb() -> float:
-    """Anonymous memory of this process in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) / 1e3
-    return 0.0
+    """Anonymous memory of this process and its workers in MB; what they share counts once."""
+    workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return sum(_anonymous_kib(process) for process in ("self", *workers)) * 1024 / 1e6
+
+
+def _anonymous_kib(process: str) -> int:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss_Anon")), 0)
 
 
 def hold_memory(nbytes: int) -> None:
@@ -161,7 +167,7 @@ def main() -> None:
     peak, stop = [before], threading.Event()
 
     def watch() -> None:
-        while not stop.wait(0.01):
+        while not stop.wait(0.05):
             peak[0] = max(peak[0], anonymous_mb())
 
     watcher = threading.Thread(target=watch, daemon=True)

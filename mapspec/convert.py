@@ -18,8 +18,9 @@ from typing import Any
 from mapspec.amounts import human_bytes
 from mapspec.beside import carry, check_tie, record, write_certificate, write_file
 from mapspec.certificate import file_records, record_of
-from mapspec.copy import CopyReport, check_room, execute
+from mapspec.copy import CopyReport, Task, check_room, execute
 from mapspec.copying.digests import FileDone
+from mapspec.crew import Crew
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import ConvertError
 from mapspec.io.opened import changed
@@ -31,6 +32,7 @@ from mapspec.outputs import Copy, Output, Work, file_count, lay_out
 from mapspec.prepare import Prepared, Request, prepare
 from mapspec.progress import NoProgress, Progress
 from mapspec.publish import publishing
+from mapspec.recruit import recruited
 from mapspec.resume import conversion_identity, differences, find, remove_others, require_same, settle
 from mapspec.shares import shares
 from mapspec.sources import identity_of as source_identity
@@ -83,8 +85,17 @@ def convert(request: Request, output: Output, progress: Progress | None = None, 
         MapspecError: nothing was published; the destination is as it was before. Finished files may have been kept
             for `output.resume`; the finding says so.
     """
-    began = time.monotonic()
     team = team or Team()
+    with ExitStack() as stack:
+        with team.together():
+            crew = stack.enter_context(recruited(request, output))
+        return _convert(request, output, progress, team, crew)
+
+
+def _convert(
+    request: Request, output: Output, progress: Progress | None, team: Team, crew: Crew[Task] | None
+) -> Converted:
+    began = time.monotonic()
     with team.together():
         prepared = prepare(request).require()
         _check_store(output, team)
@@ -117,7 +128,8 @@ def convert(request: Request, output: Output, progress: Progress | None = None, 
             stack.callback(journal.close)
             if team.rank == 0:
                 _clear(found, begun, work, journal)
-        copied = _copy(team, prepared, replace(output, threads=threads), work, begun, journal, progress)
+        fill = _Filler(prepared, replace(output, threads=threads), work, begun, journal, crew)
+        copied = _copy(team, fill, progress)
         carried: tuple[str, ...] = ()
         with team.together():
             if team.rank != 0:
@@ -245,11 +257,9 @@ class _Keeper:
         return bool(finished)
 
 
-def _copy(
-    team: Team, prepared: Prepared, output: Output, work: Work, begun: _Begun, journal: Journal,
-    progress: Progress | None,
-) -> CopyReport:  # fmt: skip
+def _copy(team: Team, fill: _Filler, progress: Progress | None) -> CopyReport:
     """Fill this rank's share of the data files; the report is about those of all ranks."""
+    work, begun = fill.work, fill.begun
     waiting = {file: size for file, size in work.sizes.items() if file not in begun.finished}
     if team.world > 1:  # each has room for its own share, but there is one disk
         with team.together():
@@ -257,12 +267,12 @@ def _copy(
                 check_room(begun.folder, sum(waiting.values()))
     mine = set(shares(waiting, team.world)[team.rank])
     if team.world == 1:
-        parts = [_fill(prepared, output, work, begun, journal, mine, progress)]
+        parts = [fill(mine, progress)]
     else:
         with SharedProgress(team, progress or NoProgress(), sum(waiting.values())) as shown:
             part: _Part = ([], [])
             with team.together():
-                part = _fill(prepared, output, work, begun, journal, mine, shown)
+                part = fill(mine, shown)
             parts = team.exchange(part)
             shown.all_done()
     files = {**begun.finished, **{file.file: file for _, part in parts for file in part}}
@@ -277,36 +287,45 @@ def _copy(
     )
 
 
-def _fill(
-    prepared: Prepared, output: Output, work: Work, begun: _Begun, journal: Journal, mine: Container[str],
-    progress: Progress | None,
-) -> _Part:  # fmt: skip
-    """Write the files that fall to this rank, and name each in the journal."""
-    reports: list[CopyReport] = []
-    done: list[FileDone] = []
-    for copy in work.copies:
+@dataclass(frozen=True, slots=True)
+class _Filler:
+    """Writes data files, and names each in the journal when it is finished."""
 
-        def finished(file: FileDone, copy: Copy = copy) -> None:
-            done.append(replace(file, file=copy.path(file.file)))
-            journal.add(done[-1])
-            if begun.upload is not None:
-                begun.upload.ship(done[-1].file)
+    prepared: Prepared
+    output: Output
+    work: Work
+    begun: _Begun
+    journal: Journal
+    crew: Crew[Task] | None
 
-        report = execute(
-            copy.fills,
-            replace(copy.layout, small_files={}),
-            source_root=prepared.source.root,
-            target_root=begun.folder / copy.folder,
-            threads=output.threads,
-            progress=progress if not reports else None,
-            fsync=output.fsync,
-            done=finished,
-            only={file for file in copy.layout.file_sizes if copy.path(file) in mine},
-            access=prepared.access,
-            staged=begun.upload is not None,
-        )
-        reports.append(report)
-    return reports, done
+    def __call__(self, mine: Container[str], progress: Progress | None) -> _Part:
+        """Write those of the files `mine` that are not finished."""
+        reports: list[CopyReport] = []
+        done: list[FileDone] = []
+        for copy in self.work.copies:
+
+            def finished(file: FileDone, copy: Copy = copy) -> None:
+                done.append(replace(file, file=copy.path(file.file)))
+                self.journal.add(done[-1])
+                if self.begun.upload is not None:
+                    self.begun.upload.ship(done[-1].file)
+
+            report = execute(
+                copy.fills,
+                replace(copy.layout, small_files={}),
+                source_root=self.prepared.source.root,
+                target_root=self.begun.folder / copy.folder,
+                threads=self.output.threads,
+                progress=progress if not reports else None,
+                fsync=self.output.fsync,
+                done=finished,
+                only={file for file in copy.layout.file_sizes if copy.path(file) in mine},
+                access=self.prepared.access,
+                staged=self.begun.upload is not None,
+                crew=self.crew,
+            )
+            reports.append(report)
+        return reports, done
 
 
 def _finish(prepared: Prepared, work: Work, folder: Path, done: Sequence[FileDone]) -> tuple[str, ...]:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,11 @@ from mapspec.copying.behind import crowded
 from mapspec.copying.compare import first_difference, read_tensor
 from mapspec.copying.digests import Digest, FileDone, digest_of
 from mapspec.copying.jobs import Job, divided, put_together
+from mapspec.copying.pieces import BoxIndex
+from mapspec.copying.program import Program, compiled
+from mapspec.copying.source import ReadProblem
 from mapspec.copying.worker import Worker, create
-from mapspec.crew import Crew, Stopped
+from mapspec.crew import Crew, Post, Tally, Threads
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill
@@ -31,8 +33,12 @@ from mapspec.io.filesystem import Access, access_to
 from mapspec.io.layout import Layout
 from mapspec.io.unwritable import write_problem
 from mapspec.progress import NoProgress, Progress
+from mapspec.tensors import StoredTensor
 
-__all__ = ["CopyReport", "Digest", "FileDone", "check_room", "execute", "first_difference", "jobs_of", "read_tensor"]
+__all__ = [
+    "CopyReport", "Digest", "FileDone", "Task", "check_room", "execute", "first_difference", "jobs_of", "read_tensor",
+    "work",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ def execute(
     only: Container[str] | None = None,
     access: Access | None = None,
     staged: bool = False,
+    crew: Crew[Task] | None = None,
 ) -> CopyReport:
     """Write the files of `layout`.
 
@@ -87,6 +94,7 @@ def execute(
         only: files that are written; `None` for all.
         access: how the source is read; by default as its file system is read best.
         staged: whether `done` takes files away, so that there has to be room for a few of them only.
+        crew: workers that do `work`; by default threads.
 
     Raises:
         ConvertError: no room (MS701, MS702), a source that cannot be read (MS703) or has holes (MS706), a destination
@@ -102,8 +110,11 @@ def execute(
     count = max(1, min(count, len(parts)))
     sizes = sorted((job.size for job in jobs), reverse=True)
     check_room(target_root, sum(sizes[: 4 + count] if staged else sizes) + sum(map(len, small.values())))
-    copy = _Copy(parts, progress or NoProgress(), source_root, target_root, count, fsync, done, access)
-    copy.run(total)
+    # As many bytes are read as written.
+    drop = fsync and crowded(2 * total)
+    setting = Setting(source_root, target_root, count, fsync, access, drop)
+    copy = _Copy(parts, setting, progress or NoProgress(), done)
+    copy.run(crew or Threads(work, "mapspec-copy"), total)
     for name, data in small.items():
         _write_small(target_root / name, data, fsync)
         copy.finished(FileDone(name, len(data), (), digest_of(data)))
@@ -115,69 +126,91 @@ def _chosen(file: str, skip: Container[str], only: Container[str] | None) -> boo
     return file not in skip and (only is None or file in only)
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the workers of one copy have in common; the arguments of `Worker`."""
+
+    source_root: Path
+    target_root: Path
+    sharers: int
+    fsync: bool
+    access: Access
+    drop: bool
+
+
+type Task = tuple[Setting, Program]
+
+
+def work(post: Post[Task]) -> None:
+    """What a worker of a copy does; for whoever makes the crew that `execute` is to use."""
+    tally = Tally(post)
+    worker: Worker | None = None
+    known: Setting | None = None
+    try:
+        for setting, program in post.jobs():
+            if worker is None or setting != known:
+                if worker is not None:
+                    worker.close()
+                known = setting
+                worker = Worker(
+                    setting.source_root, setting.target_root, sharers=setting.sharers, fsync=setting.fsync,
+                    wrote=tally.add, access=setting.access, drop=setting.drop,
+                )  # fmt: skip
+            done = worker.write(program)
+            tally.flush()
+            post.tell(done)
+    finally:
+        if worker is not None:
+            worker.close()
+
+
 class _Copy:
-    """What the workers of one copy share: the queue, the progress, what is done."""
+    """One copy: what is given to the workers, and what is heard of them."""
 
     def __init__(
-        self, jobs: Collection[Job], progress: Progress, source_root: Path, target_root: Path, count: int, fsync: bool,
-        done: Callable[[FileDone], None] | None, access: Access,
-    ) -> None:  # fmt: skip
-        self._access, self._drop = access, False
-        self._crew, self._progress, self._count = Crew(jobs, "mapspec-copy"), progress, count
-        self._tell = done
+        self, jobs: Sequence[Job], setting: Setting, progress: Progress, done: Callable[[FileDone], None] | None
+    ) -> None:
+        self._jobs, self._setting, self._progress, self._tell = jobs, setting, progress, done
         self.done: list[FileDone] = []
         self._parts: dict[str, list[Job]] = {}  # of the files that are divided
         for job in jobs:
             if not job.whole:
                 self._parts.setdefault(job.file, []).append(job)
-        self._written: dict[str, list[FileDone]] = {}  # parts of a file that has been made
-        self._making = threading.Lock()
-        self._source_root, self._target_root, self._fsync = source_root, target_root, fsync
+        self._written: dict[str, list[FileDone]] = {file: [] for file in self._parts}
 
-    def run(self, total: int) -> None:
-        # As many bytes are read as written.
-        self._drop = self._fsync and crowded(2 * total)
+    def run(self, crew: Crew[Task], total: int) -> None:
         self._progress.start(total)
         try:
-            self._crew.run(self._count, self._work)
+            crew.run(self._tasks(), self._setting.sharers, self._hear, self._make_divided)
+        except ReadProblem as problem:
+            raise ConvertError(_read_finding(problem, self._jobs)) from problem
         finally:
             self._progress.finish()
 
-    def _work(self) -> None:
-        worker = Worker(
-            self._source_root, self._target_root, sharers=self._count, fsync=self._fsync, wrote=self._wrote,
-            access=self._access, drop=self._drop,
-        )  # fmt: skip
-        try:
-            for job in self._crew.jobs():
-                self._make(job)
-                finished = worker.write(job)
-                with self._crew.lock:
-                    if job.whole:
-                        self.finished(finished)
-                    else:
-                        self._part_of(finished)
-        finally:
-            worker.close()
+    def _tasks(self) -> Iterator[Task]:
+        indexes: dict[int, tuple[StoredTensor, BoxIndex]] = {}
+        for job in self._jobs:
+            yield self._setting, compiled(job, indexes)
 
-    def _make(self, job: Job) -> None:
-        """See to it that the file is there which the job is a part of."""
-        if job.whole:
-            return
-        with self._making:
-            if job.file not in self._written:
-                path = self._target_root / job.file
-                try:
-                    os.close(create(path, job.size))
-                except OSError as error:
-                    raise ConvertError(write_problem(error, path)) from error
-                self._written[job.file] = []
+    def _make_divided(self) -> None:
+        for file, parts in self._parts.items():
+            path = self._setting.target_root / file
+            try:
+                os.close(create(path, parts[0].size))
+            except OSError as error:
+                raise ConvertError(write_problem(error, path)) from error
 
-    def _part_of(self, part: FileDone) -> None:
-        written, parts = self._written[part.file], self._parts[part.file]
-        written.append(part)
-        if len(written) == len(parts):
-            self.finished(put_together(written, (one for job in parts for one in job.framing)))
+    def _hear(self, message: tuple[str, int] | FileDone) -> None:
+        if isinstance(message, tuple):
+            file, nbytes = message
+            self._progress.advance(nbytes, file)
+        elif message.file in self._parts:
+            written, parts = self._written[message.file], self._parts[message.file]
+            written.append(message)
+            if len(written) == len(parts):
+                self.finished(put_together(written, (one for job in parts for one in job.framing)))
+        else:
+            self.finished(message)
 
     def finished(self, file: FileDone) -> None:
         """Keep the digests of a file, and tell whoever asked for them."""
@@ -185,11 +218,18 @@ class _Copy:
         if self._tell is not None:
             self._tell(file)
 
-    def _wrote(self, file: str, nbytes: int) -> None:
-        if self._crew.stopped:
-            raise Stopped
-        with self._crew.lock:
-            self._progress.advance(nbytes, file)
+
+def _read_finding(problem: ReadProblem, jobs: Sequence[Job]) -> Diagnostic:
+    names = ("?", "?")
+    for fill in (fill for job in jobs if job.file == problem.wanted_by for fill in job.fills):
+        for part in fill.parts:
+            for chunk in part.source.chunks if part.source else ():
+                if chunk.file == problem.file and chunk.offset <= problem.offset < chunk.offset + chunk.nbytes:
+                    assert part.source is not None
+                    names = (part.source.name, fill.tensor.name)
+    doing = f"while reading `{names[0]}` for `{names[1]}` in `{problem.wanted_by}`"
+    help_ = "the source changed or its disk has trouble; check it, then convert again"
+    return problem.finding(Path(), doing, help_)
 
 
 def jobs_of(fills: Sequence[Fill], layout: Layout) -> tuple[Job, ...]:

@@ -28,6 +28,10 @@ class MapspecError(Exception):
         self.diagnostics: tuple[Diagnostic, ...] = tuple(found)
         super().__init__("\n".join(d.one_line() for d in self.diagnostics))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors of worker processes are pickled."""
+        return type(self), (self.diagnostics,), self.__dict__
+
 
 class SpecError(MapspecError):
     """A spec, or its binding to a config, is wrong. Nothing was read or written beyond that."""

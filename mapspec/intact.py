@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mapspec.collapse import collapse
 from mapspec.copying.ahead import Ahead
 from mapspec.copying.alignment import pages
 from mapspec.copying.digests import Digester
-from mapspec.crew import Crew
+from mapspec.crew import Crew, Post, Processes, Tally, Threads, can_fork
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
 from mapspec.io.filesystem import access_to
@@ -24,6 +25,8 @@ from mapspec.sources import MANIFEST
 __all__ = ["Checked", "check_intact"]
 
 _BLOCK = 1 << 18
+# Bytes for each worker from which on it is a process of its own.
+_APART = 64 << 20
 _NAMED = 10
 
 
@@ -107,72 +110,91 @@ def _extra(home: Path, name: str) -> Diagnostic:
 
 
 class _Readers:
-    """Threads that each read one file after the other, the largest first."""
+    """Workers that each read one file after the other, the largest first."""
 
     def __init__(self, todo: dict[Path, FileRecord], progress: Progress) -> None:
-        self._crew = Crew(sorted(todo.items(), key=lambda item: -item[1].size), "mapspec-verify")
-        self._total = sum(record.size for record in todo.values())
+        self._todo = sorted(todo.items(), key=lambda item: -item[1].size)
         self._progress = progress
         self._findings: list[Diagnostic] = []
 
     def run(self, count: int) -> list[Diagnostic]:
-        self._progress.start(self._total)
-        try:
-            self._crew.run(count, self._work)
-        finally:
-            self._progress.finish()
+        total = sum(record.size for _, record in self._todo)
+        here = not any(isinstance(path, RemotePath) for path, _ in self._todo)
+        with ExitStack() as stack:
+            crew: Crew[_Task] = Threads(_work, "mapspec-verify")
+            if count > 1 and total >= count * _APART and here and can_fork():
+                crew = stack.enter_context(Processes(_work, count, "verify"))
+            self._progress.start(total)
+            try:
+                crew.run(self._todo, count, self._hear)
+            finally:
+                self._progress.finish()
         return self._findings
 
-    def _work(self) -> None:
-        buffer = pages(_BLOCK)
-        for path, record in self._crew.jobs():
-            found = list(self._check(path, record, buffer))
-            with self._crew.lock:
-                self._findings += found
-
-    def _check(self, path: Path, record: FileRecord, buffer: memoryview) -> Iterator[Diagnostic]:
-        digester = Digester([(offset, nbytes) for _, offset, nbytes, _ in record.chunks])
-        try:
-            size = self._read(path, digester, buffer)
-        except FileNotFoundError:
-            yield _missing(path, record)
-        except OSError as error:
-            message = f"the file could not be read: {error.strerror}"
-            yield Diagnostic("MS739", message, where=str(path), help="check the disk, then verify again")
+    def _hear(self, message: tuple[str, int] | list[Diagnostic]) -> None:
+        if isinstance(message, tuple):
+            self._progress.advance(message[1], message[0])
         else:
-            if not self._crew.stopped:
-                yield from _compared(path, record, digester, size)
+            self._findings += message
 
-    def _read(self, path: Path, digester: Digester, buffer: memoryview) -> int:
-        if isinstance(path, RemotePath):
-            return self._fetch(path, digester, buffer)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in its place is not waited for
-        try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            at = 0
-            while not self._crew.stopped and (got := os.preadv(fd, [buffer], at)):
-                digester.update(at, buffer[:got])
-                at += got
-                with self._crew.lock:
-                    self._progress.advance(got, path.name)
-            return at
-        finally:
-            os.close(fd)
 
-    def _fetch(self, path: RemotePath, digester: Digester, buffer: memoryview) -> int:
-        access = access_to(path)
-        ahead = Ahead(access.read, access.ahead)
-        size, at = path.stamp().nbytes, 0
-        ahead.expect(path, 0, size)
-        try:
-            while at < size and not self._crew.stopped and (got := ahead.read_into(buffer[: size - at], path, at)):
-                digester.update(at, buffer[:got])
-                at += got
-                with self._crew.lock:
-                    self._progress.advance(got, path.name)
-            return at
-        finally:
-            ahead.close()
+type _Task = tuple[Path, FileRecord]
+
+
+def _work(post: Post[_Task]) -> None:
+    buffer, tally = pages(_BLOCK), Tally(post)
+    for path, record in post.jobs():
+        post.tell(list(_check(path, record, buffer, tally.add)))
+        tally.flush()
+
+
+def _check(
+    path: Path, record: FileRecord, buffer: memoryview, read: Callable[[str, int], None]
+) -> Iterator[Diagnostic]:
+    """What is wrong with a file; `read` is called with its name and the number of bytes after each block."""
+    digester = Digester([(offset, nbytes) for _, offset, nbytes, _ in record.chunks])
+    size = 0
+    try:
+        for got in _blocks(path, buffer):
+            digester.update(size, buffer[:got])
+            size += got
+            read(path.name, got)
+    except FileNotFoundError:
+        yield _missing(path, record)
+    except OSError as error:
+        message = f"the file could not be read: {error.strerror}"
+        yield Diagnostic("MS739", message, where=str(path), help="check the disk, then verify again")
+    else:
+        yield from _compared(path, record, digester, size)
+
+
+def _blocks(path: Path, buffer: memoryview) -> Iterator[int]:
+    """Read a file through the buffer: after each block, how many bytes of it are there."""
+    if isinstance(path, RemotePath):
+        yield from _fetched(path, buffer)
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in its place is not waited for
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        at = 0
+        while got := os.preadv(fd, [buffer], at):
+            yield got
+            at += got
+    finally:
+        os.close(fd)
+
+
+def _fetched(path: RemotePath, buffer: memoryview) -> Iterator[int]:
+    access = access_to(path)
+    ahead = Ahead(access.read, access.ahead)
+    size, at = path.stamp().nbytes, 0
+    ahead.expect(path, 0, size)
+    try:
+        while at < size and (got := ahead.read_into(buffer[: size - at], path, at)):
+            yield got
+            at += got
+    finally:
+        ahead.close()
 
 
 def _compared(path: Path, record: FileRecord, digester: Digester, size: int) -> Iterator[Diagnostic]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class State:
         rate: bytes per second over the last ten seconds; at the end over the whole copy.
         eta_s: seconds left at that rate; `None` while nothing has been written.
         file: the file that was written to last; `None` at the beginning and the end.
-        rss: resident memory of this process, in bytes.
+        rss: resident memory of this process, in bytes, with what is its workers' own.
         seconds: since the beginning.
     """
 
@@ -231,8 +232,22 @@ def _bar(stream: IO[str]) -> Progress:
 
 
 def _resident() -> int:
-    """Resident memory of this process in bytes; 0 where the system does not say."""
+    """Resident memory of this process in bytes, with what is its workers' own; 0 where the system does not say."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+    try:
+        workers = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+    except OSError:
+        return own
+    return own + sum(map(_unshared, workers))
+
+
+def _unshared(process: str) -> int:
+    """Memory of a process in bytes that it shares with no other; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))

@@ -37,6 +37,11 @@ RUN_CODES: dict[str, Code] = {
         "Files of the source were written to or replaced between reading their headers and the end of the copy.",
         "Wait until nothing writes to the source any more, then convert again.",
     ),
+    "MS708": Code(
+        "worker-lost",
+        "One of the processes that share the work was ended from outside, or none could be started.",
+        "Take fewer workers with `--threads`; the system's log tells who ended it.",
+    ),
     "MS710": Code(
         "destination-taken",
         "The destination exists and is not an empty folder.",

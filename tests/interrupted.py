@@ -31,6 +31,9 @@ class Interrupter:
     def convert(self, moment: int, source: Path, destination: Path, **options: Any) -> list[str] | None:
         """Convert, and be killed at the `moment`-th call (from 1 on) that changes something beside the destination.
 
+        With `apart` among the options its workers are processes, each of which counts its own calls; what is killed
+        is the one that they were forked from.
+
         Returns:
             The names of those calls if the end is reached, `None` after `kill -9`.
         """
@@ -50,6 +53,7 @@ class Interrupter:
 
 
 def _serve() -> None:
+    import mapspec.recruit
     from mapspec.convert import Output, convert
     from mapspec.mapping import compile_mapping
     from mapspec.prepare import Request
@@ -60,6 +64,8 @@ def _serve() -> None:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
+            if options.pop("apart", False):
+                mapspec.recruit._APART = 1
             seen = _counting(moment, str(Path(destination).parent))
             convert(Request(Path(source)), Output(Path(destination), **options))
             with open(writer, "w") as pipe:  # noqa: PTH123 (a descriptor)
@@ -75,11 +81,12 @@ def _serve() -> None:
 def _counting(moment: int, home: str) -> list[str]:
     """Note calls from here on, and be killed at one of them."""
     seen: list[str] = []
+    process = os.getpid()
 
     def step(name: str) -> None:
         seen.append(name)
         if len(seen) == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(process, signal.SIGKILL)
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
         if event in _EVENTS and str(args[0]).startswith(home) and (event != "open" or args[2] & os.O_CREAT):

@@ -22,6 +22,7 @@ from test_convert import listing, small, write_hf
 from mapspec.convert import Output, convert
 from mapspec.copy import CopyReport, execute
 from mapspec.copying.jobs import Job
+from mapspec.copying.program import compiled
 from mapspec.copying.source import ReadProblem, SourceFiles
 from mapspec.copying.worker import Worker
 from mapspec.errors import CheckpointError, ConvertError
@@ -427,7 +428,7 @@ def test_writing_beyond_4_gib(tmp_path: Path) -> None:
     writer = Worker(tmp_path, tmp_path / "out", sharers=1, fsync=False, wrote=lambda file, nbytes: None)
     job = Job("x", far + 8, (), (Fill(target, target.chunks[0], (Part(((0, 8),), source, ((0, 8),)),)),))
     with mock.patch("os.posix_fallocate", side_effect=OSError(errno.EOPNOTSUPP, "no")):
-        writer.write(job)
+        writer.write(compiled(job, {}))
     writer.close()
     with opened(tmp_path / "out/x") as stream:
         assert stream.stamp.nbytes == far + 8

@@ -20,13 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128
 
-from mapspec.copy import FileDone, execute, first_difference, jobs_of, read_tensor
-from mapspec.copying import alignment, gather, jobs, lane, rows, vectored, worker
+from mapspec.copy import FileDone, execute, first_difference, jobs_of, read_tensor, work
+from mapspec.copying import alignment, gather, jobs, lane, program, rows, vectored, worker
 from mapspec.copying.behind import crowded
 from mapspec.copying.casts import caster
 from mapspec.copying.gather import UNSIGNED
 from mapspec.copying.pieces import BoxIndex, intersect
 from mapspec.copying.source import SourceFiles
+from mapspec.crew import Processes
 from mapspec.errors import CheckpointError, ConvertError
 from mapspec.fill import Fill, Part
 from mapspec.io.layout import Framing, Layout
@@ -98,7 +99,8 @@ def small_limits(draw_small: bool) -> ExitStack:
         stack.enter_context(mock.patch.multiple(lane, PAGE=16, _BLOCK=32, _SMALLEST=48))
         stack.enter_context(mock.patch.multiple(rows, SHORTEST=4))
         stack.enter_context(mock.patch.multiple(vectored, _MOST=3))
-        stack.enter_context(mock.patch.multiple(worker, _BLOCK=32, PAGE=16, _SHORTEST_RUN=12))
+        stack.enter_context(mock.patch.multiple(worker, _BLOCK=32, PAGE=16))
+        stack.enter_context(mock.patch.object(program, "_SHORTEST_RUN", 12))
         stack.enter_context(mock.patch.object(jobs, "_LEAST", 16))
         near = {"_NEAR": 4, "_PLACES": (0, 8, 4, 12), "_SHORTEST_PERIOD": 8}
         stack.enter_context(mock.patch.multiple(alignment, PAGE=16, **near))
@@ -162,11 +164,11 @@ def check_digests(done: Iterable[FileDone], layout: Layout, root: Path) -> None:
         assert file.size == len(raw)
 
 
-@given(cases(), st.integers(0, 9))
+@given(cases(), st.integers(0, 9), st.booleans())
 @QUICK
-def test_any_boxes_from_any_chunks(case, seed: int) -> None:
+def test_any_boxes_from_any_chunks(case, seed: int, apart: bool) -> None:
     dtype, shape, tiles, sources, chunks, files, small = case
-    with tempfile.TemporaryDirectory() as folder, small_limits(small):
+    with tempfile.TemporaryDirectory() as folder, small_limits(small) as limits:
         root = Path(folder)
         (root / "in").mkdir()
         (root / "out").mkdir()
@@ -203,7 +205,10 @@ def test_any_boxes_from_any_chunks(case, seed: int) -> None:
                 )
                 mine.append(Part(common, stored[at], moved))
             fills.append(Fill(layout.tensors["t"], chunk, tuple(mine)))
-        report = execute(fills, layout, source_root=root / "in", target_root=root / "out", threads=2, fsync=False)
+        crew = limits.enter_context(Processes(work, 2, "copy")) if apart else None
+        report = execute(
+            fills, layout, source_root=root / "in", target_root=root / "out", threads=2, fsync=False, crew=crew
+        )
         assert report.nbytes == sum(layout.file_sizes.values())
         np.testing.assert_array_equal(read_tensor(layout.tensors["t"], root / "out"), expected)
         for file in names:
@@ -566,9 +571,9 @@ def test_fills_that_are_not_those_of_the_layout(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="parts of t have 1 elements, its chunk has 2"):
         execute([one, other], layout, source_root=tmp_path, target_root=tmp_path)
     twice = Fill(tensor, tensor.chunks[1], (Part(((2, 3),), None, ()), Part(((2, 3),), None, ())))
-    (tmp_path / "x").unlink()
     with pytest.raises(AssertionError, match="parts of t overlap"):
         execute([one, twice], layout, source_root=tmp_path, target_root=tmp_path)
+    assert not (tmp_path / "x").exists()
 
 
 def test_box_index_finds_what_a_scan_finds() -> None:

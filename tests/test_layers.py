@@ -41,7 +41,7 @@ LAYERS = (
     ("prepare",),
     ("memory",),
     ("outputs", "team", "shares"),
-    ("resume", "gloo_team"),
+    ("resume", "gloo_team", "recruit"),
     ("convert", "verify", "intact", "inventory", "keys", "diff"),
     ("live", "authoring"),
     ("render", "logits"),  # a package of its own with its own renderer

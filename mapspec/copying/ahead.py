@@ -42,7 +42,7 @@ def _announced[T](steps: Iterable[T], files: Expecting) -> Iterator[T]:
     held = 0
     for step in steps:
         nbytes = 0
-        if isinstance(step, tuple) and step[1] is not None:
+        if isinstance(step, tuple) and len(step) == 4 and step[1] is not None:
             _, file, offset, nbytes = step
             files.expect(file, offset, nbytes)
         waiting.append((step, nbytes))

@@ -70,10 +70,11 @@ class BoxIndex:
     touches the few that matter, whether they are rows, columns or a grid.
     """
 
-    __slots__ = ("_axis", "_boxes", "_order", "_reach", "_starts")
+    __slots__ = ("_axis", "_boxes", "_order", "_places", "_reach", "_starts")
 
     def __init__(self, boxes: Sequence[Box]) -> None:
         self._boxes = boxes
+        self._places = {box: at for at, box in enumerate(boxes)}
         axes = range(len(boxes[0]) if boxes else 0)
         self._axis = max(axes, key=lambda axis: len({box[axis][0] for box in boxes}), default=-1)
         if self._axis < 0:
@@ -81,6 +82,10 @@ class BoxIndex:
         self._order = sorted(range(len(boxes)), key=lambda at: boxes[at][self._axis])
         self._starts = [boxes[at][self._axis][0] for at in self._order]
         self._reach = list(accumulate((boxes[at][self._axis][1] for at in self._order), max))
+
+    def place_of(self, box: Box) -> int | None:
+        """Position of exactly that box, or `None`."""
+        return self._places.get(box)
 
     def overlapping(self, box: Box) -> Iterator[tuple[int, Box]]:
         """Position and common elements of every box that shares elements with `box`."""
@@ -185,10 +190,15 @@ def straight(fill: Fill, indexes: dict[int, tuple[StoredTensor, BoxIndex]]) -> R
         return None
     held = source.chunks[0]
     if len(source.chunks) > 1:
-        found = next(_index_of(source, indexes).overlapping(box), None)
-        if found is None:
+        index = _index_of(source, indexes)
+        at = index.place_of(box)
+        if at is None:
+            at = next((at for at, _ in index.overlapping(box)), None)
+        if at is None:
             return None
-        held = source.chunks[found[0]]
+        held = source.chunks[at]
+    if held.box == box:
+        return (chunk.offset, held.file, held.offset, held.nbytes) if held.nbytes == chunk.nbytes else None
     offset, nbytes, step, whole = held.offset, itemsize(source.dtype), itemsize(source.dtype), True
     for (start, stop), (low, high) in zip(reversed(box), reversed(held.box), strict=True):
         if start < low or stop > high or not (whole or stop - start == 1):

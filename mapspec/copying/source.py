@@ -27,6 +27,7 @@ class ReadProblem(Exception):  # noqa: N818
     def __init__(self, file: str, offset: int, what: str) -> None:
         super().__init__(file, offset, what)
         self.file, self.offset, self.what = file, offset, what
+        self.wanted_by = ""  # the file that was being written
 
     def finding(self, root: Path, doing: str, help: str) -> Diagnostic:
         """The finding (MS703) for a file below `root`; `doing` says what its bytes were needed for."""

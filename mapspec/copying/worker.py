@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, cycle, zip_longest
+from collections.abc import Callable, Sequence
+from itertools import cycle, zip_longest
 from pathlib import Path
 
 from mapspec.copying.ahead import expecting
@@ -13,35 +13,31 @@ from mapspec.copying.alignment import PAGE
 from mapspec.copying.behind import Behind
 from mapspec.copying.digests import Digester, FileDone
 from mapspec.copying.gather import Gather, Scratch
-from mapspec.copying.jobs import Job, joined
 from mapspec.copying.lane import Lane, lanes_in
-from mapspec.copying.pieces import BoxIndex, Piece, Run, pieces_of, runs_of, straight
+from mapspec.copying.pieces import BoxIndex, pieces_of
+from mapspec.copying.program import Program
 from mapspec.copying.rows import collect, deal, side_by_side
 from mapspec.copying.source import ReadProblem, SourceFiles
-from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill
 from mapspec.io.filesystem import Access
-from mapspec.io.layout import Framing
 from mapspec.io.unwritable import write_problem
-from mapspec.tensors import Box, StoredTensor
+from mapspec.tensors import StoredTensor
 
 __all__ = ["Worker", "create"]
 
 # Of a size that the cache of a core holds, or nearly; each costs some microseconds of Python.
 _BLOCK = 1 << 20
-# Strided pieces with runs of at least this length are read run by run, shorter ones are gathered.
-_SHORTEST_RUN = 1 << 16
 _ZEROS = bytes(_BLOCK)
 
 
 class Worker:
-    """Writes jobs, one after the other. For one thread.
+    """Carries out programs, one after the other. For one thread.
 
     Args:
         source_root, target_root: the checkpoint folders.
         sharers: number of workers in this process.
-        fsync: whether a file shall be on disk when its job is done.
+        fsync: whether a file shall be on disk when its program is done.
         access: how to read; by default as the source's file system is read best.
         drop: whether pages of source and destination leave the cache when they have been read and are on disk.
         wrote: called with the file and the number of bytes after each write; raises `Stopped` to end the work.
@@ -68,98 +64,49 @@ class Worker:
         """Close the source files."""
         self._files.close()
 
-    def write(self, job: Job) -> FileDone:
-        """Create and fill the job's file, or fill its part of it; the digests. Raises `ConvertError`, or `Stopped`."""
-        path = self._target_root / job.file
-        self._file = job.file
-        self._digester = Digester([(fill.chunk.offset, fill.chunk.nbytes) for fill in job.fills])
+    def write(self, program: Program) -> FileDone:
+        """Create and fill the file, or fill a part of it; the digests.
+
+        Raises:
+            ConvertError: the file cannot be written.
+            ReadProblem: the source cannot be read. It knows the file that was being written.
+            Stopped: others have met with a failure.
+        """
+        path = self._target_root / program.file
+        self._file = program.file
+        self._digester = Digester(program.spans)
         self._lane.drop()
+        self._indexes.clear()  # their keys are of objects that may be gone
         try:
-            self._fd = create(path, job.size) if job.whole else os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._fd = create(path, program.size) if program.whole else os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 self._behind = Behind(self._fd) if self._drop else None
-                self._fill(job)
+                self._fill(program)
                 self._lane.flush()
                 if self._fsync:
                     os.fsync(self._fd)
             finally:
                 os.close(self._fd)
         except ReadProblem as problem:
-            raise ConvertError(_read_finding(problem, job)) from problem
+            problem.wanted_by = program.file
+            raise
         except OSError as error:
             raise ConvertError(write_problem(error, path)) from error
-        return self._digester.done(job.file, job.size)
+        return self._digester.done(program.file, program.size)
 
-    def _fill(self, job: Job) -> None:
-        at, file, offset, length = nothing = (0, None, 0, 0)  # a run that may go on
-        for step in expecting(self._plan(job), self._files):
-            if isinstance(step, tuple):
-                if step[1] == file and at + length == step[0] and (file is None or offset + length == step[2]):
-                    length += step[3]
-                    continue
-                if length:
-                    self._run(at, file, offset, length)
-                at, file, offset, length = step
-                continue
-            if length:
-                self._run(at, file, offset, length)
-                at, file, offset, length = nothing
-            if isinstance(step, Framing):
-                self._put(step.offset, step.data)
-            else:
+    def _fill(self, program: Program) -> None:
+        for step in expecting(program.steps, self._files):
+            if isinstance(step, list):
                 self._lane.flush()
-                self._gather(step)
-        if length:
-            self._run(at, file, offset, length)
+                self._gather([(fill.chunk.offset, self._gathering(fill)) for fill in step])
+            elif len(step) == 4:
+                self._run(*step)
+            else:
+                self._put(*step)
 
-    def _plan(self, job: Job) -> Iterator[Framing | Run | list[tuple[int, Gather]]]:
-        """What to write, by offset in the file. Chunks side by side in the same rows of a tensor that must be gathered
-        come together with the first of them, so that these rows of the source are read once."""
-        later: dict[tuple[str, Box], list[int]] = {}
-        for position, fill in enumerate(job.fills):
-            later.setdefault((fill.tensor.name, fill.chunk.box[:1]), []).append(position)
-        framing = chain(joined(job.framing), [Framing(job.end, b"")])
-        upcoming = next(framing)
-        done: set[int] = set()
-        end = job.start
-        for position, fill in enumerate(job.fills):
-            while upcoming.offset <= fill.chunk.offset and upcoming.offset < job.end:
-                _in_order(job.file, end, upcoming.offset)
-                end = upcoming.offset + len(upcoming.data)
-                yield upcoming
-                upcoming = next(framing)
-            _in_order(job.file, end, fill.chunk.offset)
-            end = fill.chunk.offset + fill.chunk.nbytes
-            if position in done:
-                continue
-            compiled = self._compile(fill)
-            if isinstance(compiled, list):
-                yield from compiled
-                continue
-            group = [(fill.chunk.offset, compiled)]
-            for other in later[fill.tensor.name, fill.chunk.box[:1]]:
-                if other > position and other not in done:
-                    sibling = self._compile(job.fills[other])
-                    if isinstance(sibling, Gather):
-                        group.append((job.fills[other].chunk.offset, sibling))
-                        done.add(other)
-            yield group
-        while upcoming.offset < job.end:
-            _in_order(job.file, end, upcoming.offset)
-            end = upcoming.offset + len(upcoming.data)
-            yield upcoming
-            upcoming = next(framing)
-        _in_order(job.file, end, job.end)
-
-    def _compile(self, fill: Fill) -> list[Run] | Gather:
-        chunk, dtype = fill.chunk, fill.tensor.dtype
-        if (run := straight(fill, self._indexes)) is not None:
-            return [run]
-        pieces: Sequence[Piece] = pieces_of(fill.tensor.name, chunk.box, fill.parts, self._indexes)
-        runs = runs_of(pieces, chunk.box, dtype, _SHORTEST_RUN)
-        if runs is None:
-            return Gather(chunk.box, dtype, pieces)
-        return [(chunk.offset + at, file, offset, length) for at, file, offset, length in runs]
+    def _gathering(self, fill: Fill) -> Gather:
+        pieces = pieces_of(fill.tensor.name, fill.chunk.box, fill.parts, self._indexes)
+        return Gather(fill.chunk.box, fill.tensor.dtype, pieces)
 
     def _gather(self, group: Sequence[tuple[int, Gather]]) -> None:
         """Fill several chunks, a block of each in turn: blocks of the same rows share what was read for the first."""
@@ -232,21 +179,3 @@ def _reserve(fd: int, size: int) -> None:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise
         os.ftruncate(fd, size)
-
-
-def _in_order(file: str, end: int, start: int) -> None:
-    if start < end:
-        raise AssertionError(f"layout of {file} writes byte {start} twice")
-
-
-def _read_finding(problem: ReadProblem, job: Job) -> Diagnostic:
-    names = ("?", "?")
-    for fill in job.fills:
-        for part in fill.parts:
-            for chunk in part.source.chunks if part.source else ():
-                if chunk.file == problem.file and chunk.offset <= problem.offset < chunk.offset + chunk.nbytes:
-                    assert part.source is not None
-                    names = (part.source.name, fill.tensor.name)
-    doing = f"while reading `{names[0]}` for `{names[1]}` in `{job.file}`"
-    help_ = "the source changed or its disk has trouble; check it, then convert again"
-    return problem.finding(Path(), doing, help_)

@@ -1,0 +1,189 @@
+"""Conversions whose workers are processes: the same bytes, the same findings, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from interrupted import Interrupter
+from test_convert import small, write_hf
+from test_resume import tree
+
+import mapspec.recruit
+from mapspec.convert import Output, convert
+from mapspec.errors import ConvertError, MapspecError
+from mapspec.intact import check_intact
+from mapspec.prepare import Request
+from mapspec.progress import NoProgress
+from mapspec.publish import leftovers
+from mapspec.recruit import recruited
+
+MB = 10**6
+
+
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    return in_memory
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every checkpoint were large."""
+    monkeypatch.setattr("mapspec.recruit._APART", 1)
+    monkeypatch.setattr("mapspec.intact._APART", 1)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(memory: Path) -> Path:
+    """`hf`, `megatron` converted from it, and `back`, by threads."""
+    home = memory / "by-threads"
+    write_hf(home / "hf", small(), shards=3)
+    convert(Request(home / "hf"), Output(home / "megatron"))
+    convert(Request(home / "megatron"), Output(home / "back"))
+    return home
+
+
+def children() -> set[int]:
+    return set(map(int, Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()))
+
+
+class Watch(NoProgress):
+    """Notes the workers that there are while bytes are copied, and does something when it begins."""
+
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        self.then, self.workers, self.bytes, self.total = then, set[int](), 0, 0
+
+    def start(self, total: int) -> None:
+        self.total, self.workers = total, children()
+        self.then()
+
+    def advance(self, nbytes: int, label: str) -> None:
+        self.bytes += nbytes
+
+
+@pytest.mark.parametrize("way", ["hf", "megatron"])
+def test_the_same_bytes(checkpoints: Path, tmp_path: Path, apart: None, way: str) -> None:
+    before, watch = children(), Watch()
+    done = convert(Request(checkpoints / way), Output(tmp_path / "out", threads=3), watch)
+    assert len(watch.workers - before) == 3
+    assert watch.bytes == watch.total == done.copied.nbytes
+    assert children() == before
+    wanted = tree(checkpoints / ("megatron" if way == "hf" else "back"))
+    assert tree(tmp_path / "out") == wanted
+    seen = Watch()
+    assert check_intact(tmp_path / "out", threads=3, progress=seen).findings == ()
+    assert len(seen.workers - before) == 3
+    assert seen.bytes == seen.total
+
+
+def test_damage_is_found_and_named(checkpoints: Path, tmp_path: Path, apart: None) -> None:
+    folder = Path(shutil.copytree(checkpoints / "megatron", tmp_path / "damaged"))
+    path = next(folder.rglob("__0_1.distcp"))
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    by_processes = check_intact(folder, threads=3).findings
+    assert by_processes == check_intact(folder, threads=1).findings
+    assert [found.code for found in by_processes] in (["MS732"], ["MS736"])
+
+
+def test_a_source_that_ends_early(checkpoints: Path, tmp_path: Path, apart: None) -> None:
+    messages = []
+    for threads in (1, 3):
+        source = Path(shutil.copytree(checkpoints / "hf", tmp_path / f"hf{threads}"))
+        shard = source / "model-00002-of-00003.safetensors"
+        cut_off = Watch(lambda shard=shard: os.truncate(shard, 3000))
+        with pytest.raises(ConvertError) as caught:
+            convert(Request(source), Output(tmp_path / "out", threads=threads), cut_off)
+        (found,) = caught.value.diagnostics
+        messages.append((found.code, found.message))
+        assert found.notes[0].message.startswith("while reading `backbone.")
+        assert not (tmp_path / "out").exists()
+    assert messages[0][0] == messages[1][0] == "MS703"
+    assert children() == set()
+
+
+def test_a_worker_that_is_killed(checkpoints: Path, tmp_path: Path, apart: None) -> None:
+    """Its files are lost, those of others stay and are not written again."""
+
+    class Killer(Watch):
+        def advance(self, nbytes: int, label: str) -> None:
+            super().advance(nbytes, label)
+            for worker in self.workers:
+                os.kill(worker, signal.SIGKILL)
+
+    output = Output(tmp_path / "out", threads=2)
+    with pytest.raises(ConvertError) as caught:
+        convert(Request(checkpoints / "hf"), output, Killer())
+    assert caught.value.diagnostics[0].code == "MS708"
+    assert not output.destination.exists()
+    convert(Request(checkpoints / "hf"), Output(tmp_path / "out", threads=2, resume=True))
+    assert tree(output.destination) == tree(checkpoints / "megatron")
+
+
+def test_an_interrupt(checkpoints: Path, tmp_path: Path, apart: None) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(Request(checkpoints / "hf"), Output(tmp_path / "out", threads=2), Watch(interrupt))
+    assert children() == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def interrupter() -> Iterator[Interrupter]:
+    server = Interrupter()
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("way", ["hf", "megatron"])
+def test_killed_at_any_moment(
+    checkpoints: Path, tmp_path: Path, apart: None, interrupter: Interrupter, way: str
+) -> None:
+    """kill -9 of the command while its workers write: a resumed run gives the same bytes, whoever was faster."""
+    source, output = checkpoints / way, Output(tmp_path / "out", threads=2)
+    expected = tree(checkpoints / ("megatron" if way == "hf" else "back"))
+    killed = 0
+    for moment in random.Random(way).sample(range(1, 60), 12):
+        ended = interrupter.convert(moment, source, output.destination, threads=2, apart=True)
+        killed += ended is None
+        if ended is None:
+            assert not output.destination.exists()
+            convert(Request(source), Output(output.destination, threads=2, resume=True))
+        assert tree(output.destination) == expected, moment
+        shutil.rmtree(output.destination)
+        for left in leftovers(output.destination):
+            shutil.rmtree(left)
+    assert killed >= 6
+
+
+def test_when_workers_are_processes(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crew(request: Request, output: Output) -> bool:
+        with recruited(request, output) as found:
+            return found is not None
+
+    request, output = Request(checkpoints / "hf"), Output(tmp_path / "out", threads=2)
+    assert not crew(request, output)  # small
+    monkeypatch.setattr("mapspec.recruit._APART", 1)
+    assert crew(request, output)
+    assert crew(Request(str(checkpoints / "hf"), io="threads=4"), Output(tmp_path / "out"))
+    assert not crew(request, Output(tmp_path / "out", threads=1))
+    assert not crew(request, Output(tmp_path / "out", threads=2, max_memory=80 * MB))
+    assert crew(request, Output(tmp_path / "out", threads=2, max_memory=120 * MB))
+    assert not crew(Request("memory://bucket/hf"), output)
+    assert not crew(Request(checkpoints / "hf", reference="memory://bucket/hf"), output)
+    assert not crew(Request(tmp_path / "nothing"), output)
+    with pytest.raises(MapspecError, match="MS793"):
+        crew(Request(checkpoints / "hf", io="fast"), Output(tmp_path / "out"))
+    monkeypatch.setattr(mapspec.recruit, "can_fork", lambda: False)
+    assert not crew(request, output)
