@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mapspec.collapse import collapse
 from mapspec.copying.ahead import Ahead
 from mapspec.copying.alignment import pages
 from mapspec.copying.digests import Digester
-from mapspec.crew import Crew, Post, Processes, Tally, Threads, can_fork
+from mapspec.crew import Post, Tally, Threads
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
 from mapspec.io.filesystem import access_to
@@ -24,9 +23,7 @@ from mapspec.sources import MANIFEST
 
 __all__ = ["Checked", "check_intact"]
 
-_BLOCK = 1 << 18
-# Bytes for each worker from which on it is a process of its own.
-_APART = 64 << 20
+_BLOCK = 1 << 20
 _NAMED = 10
 
 
@@ -110,7 +107,7 @@ def _extra(home: Path, name: str) -> Diagnostic:
 
 
 class _Readers:
-    """Workers that each read one file after the other, the largest first."""
+    """Threads that each read one file after the other, the largest first."""
 
     def __init__(self, todo: dict[Path, FileRecord], progress: Progress) -> None:
         self._todo = sorted(todo.items(), key=lambda item: -item[1].size)
@@ -118,17 +115,11 @@ class _Readers:
         self._findings: list[Diagnostic] = []
 
     def run(self, count: int) -> list[Diagnostic]:
-        total = sum(record.size for _, record in self._todo)
-        here = not any(isinstance(path, RemotePath) for path, _ in self._todo)
-        with ExitStack() as stack:
-            crew: Crew[_Task] = Threads(_work, "mapspec-verify")
-            if count > 1 and total >= count * _APART and here and can_fork():
-                crew = stack.enter_context(Processes(_work, count, "verify"))
-            self._progress.start(total)
-            try:
-                crew.run(self._todo, count, self._hear)
-            finally:
-                self._progress.finish()
+        self._progress.start(sum(record.size for _, record in self._todo))
+        try:
+            Threads(_work, "mapspec-verify").run(self._todo, count, self._hear)
+        finally:
+            self._progress.finish()
         return self._findings
 
     def _hear(self, message: tuple[str, int] | list[Diagnostic]) -> None:
