@@ -24,7 +24,10 @@ from mapspec.progress import NoProgress
 def anonymous_mb() -> float:
     """Anonymous memory of this process and its workers in MB; what they share counts once."""
     workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return sum(_anonymous_kib(process) for process in ("self", *workers)) * 1024 / 1e6
+    return sum(_anonymous_kib(process) for process in ("self", *workers) if process not in _holding) * 1024 / 1e6
+
+
+_holding: set[str] = set()  # processes of `hold_memory`
 
 
 def _anonymous_kib(process: str) -> int:
@@ -46,7 +49,9 @@ def hold_memory(nbytes: int) -> None:
     available = next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable"))
     code = f"import ctypes, mmap; m = mmap.mmap(-1, {min(nbytes, available // 2)}, flags=mmap.MAP_PRIVATE); "
     code += "ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(m)), 1, len(m))"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        _holding.add(str(process.pid))
+    assert process.returncode == 0
 
 
 def size_of(folder: Path) -> int:

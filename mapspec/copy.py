@@ -32,6 +32,7 @@ from mapspec.fill import Fill
 from mapspec.io.filesystem import Access, access_to
 from mapspec.io.layout import Layout
 from mapspec.io.unwritable import write_problem
+from mapspec.nogc import gc_paused
 from mapspec.progress import NoProgress, Progress
 from mapspec.tensors import StoredTensor
 
@@ -232,6 +233,7 @@ def _read_finding(problem: ReadProblem, jobs: Sequence[Job]) -> Diagnostic:
     return problem.finding(Path(), doing, help_)
 
 
+@gc_paused()
 def jobs_of(fills: Sequence[Fill], layout: Layout) -> tuple[Job, ...]:
     """One job per data file, largest first. Checks that the fills are those of the layout, no fewer and no more."""
     by_file: dict[str, list[Fill]] = {file: [] for file in layout.file_sizes}

@@ -28,6 +28,7 @@ from mapspec.io.torch_dist import (
     tracker_text,
     train_state_pt,
 )
+from mapspec.nogc import gc_paused
 from mapspec.prepare import Prepared
 from mapspec.sources import CARRIED, MANIFEST, PASSTHROUGH
 from mapspec.tensors import Chunk, StoredTensor, itemsize, numel, whole
@@ -136,6 +137,7 @@ def file_count(prepared: Prepared, threads: int | None, world: int) -> int:
     return -(-wanted // world) * world
 
 
+@gc_paused()
 def lay_out(prepared: Prepared, output: Output, files: int) -> Work:
     """Decide what to write. Deterministic: ranks that call this with equal arguments hold equal works.
 

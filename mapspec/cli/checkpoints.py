@@ -58,11 +58,11 @@ def convert(
     ] = False,
     keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep finished files after an error.")] = True,
     threads: Annotated[
-        int | None, typer.Option(help="Copying threads of each process. Default: by file system.", min=1)
+        int | None, typer.Option(help="How many copy at a time, in each process. Default: by file system.", min=1)
     ] = None,
     max_memory: Annotated[
         str | None,
-        typer.Option(help="Bound for the memory of a process, for example 300MB; `plan` says what it takes."),
+        typer.Option(help="Bound for the memory of a process and its workers, for example 300MB; `plan` says what it takes."),
     ] = None,
     progress: Annotated[ProgressMode, typer.Option(help="Progress on stderr.")] = ProgressMode.AUTO,
     format: FormatOpt = Format.TEXT,

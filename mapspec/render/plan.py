@@ -97,10 +97,10 @@ def _whole_experts(table: Table, cuts: Cuts, sizes: Cuts) -> list[str]:
 
 def _memory(prepared: Prepared) -> str:
     memory = memory_of(prepared)
-    threads = f"{memory.workers} thread{'s' if memory.workers != 1 else ''}"
+    workers = f"{memory.workers} worker{'s' if memory.workers != 1 else ''}"
     return (
         f"memory    at most {human_bytes(memory.total)}: {human_bytes(memory.base)} Python and its modules, "
-        f"{human_bytes(memory.tables)} tables, {threads} of {human_bytes(memory.worker)}"
+        f"{human_bytes(memory.tables)} tables, {workers} of {human_bytes(memory.worker)}"
     )
 
 
