@@ -5,8 +5,10 @@
 Makes a dense checkpoint and one with thousands of experts in DIR (removed at the end), and runs rounds: in each, `cp`
 and then every method, each in a process of its own. A ratio is taken within a round. Printed: median, least and most of
 the ratios, that of the copy alone (without deciding what to copy, and publishing), median seconds, and peak anonymous
-memory. Warm: sources in the page cache, nothing synced. Cold: the page cache is dropped before each run (needs to be
-root) and results are synced, those of `cp` too. DIR needs three times the size of a checkpoint.
+memory. Warm: sources in the page cache, nothing synced, and the kernel told to keep what is written in memory until the
+end of the run (needs to be root; else it slows down whoever has written a tenth of the memory). Cold: the page cache is
+dropped before each run (needs to be root) and results are synced, those of `cp` too. DIR needs three times the size of
+a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +32,7 @@ from once import hold_memory, size_of
 
 HERE = Path(__file__).resolve().parent
 DROP = Path("/proc/sys/vm/drop_caches")
+DIRTY = {Path("/proc/sys/vm/dirty_background_ratio"): "60", Path("/proc/sys/vm/dirty_ratio"): "80"}
 PARTS = ("dense", "moe", "cold", "others", "startup", "plan")
 
 
@@ -43,7 +48,7 @@ class Results:
 
 def cp(source: Path, target: Path, fsync: bool) -> float:
     """Seconds that `cp -r` takes, with the sync of what it wrote."""
-    hold_memory(2 * size_of(source))
+    hold_memory(size_of(source) + (1 << 29))
     began = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     if fsync:
@@ -93,6 +98,19 @@ def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds:
         copying = f"{statistics.median(result.copying):.2f}" if result.copying else ""
         seconds = f"{statistics.median(result.seconds):.2f}"
         print(f"{label:<44}{ratios}{copying:>9}{seconds:>10}{result.peak_mb:>9.0f}", flush=True)
+
+
+@contextmanager
+def no_writeback() -> Iterator[None]:
+    """Have the kernel keep written pages in memory, where that may be asked of it."""
+    before = {path: path.read_text() for path in DIRTY} if os.access(next(iter(DIRTY)), os.W_OK) else {}
+    try:
+        for path in before:
+            path.write_text(DIRTY[path])
+        yield
+    finally:
+        for path, text in before.items():
+            path.write_text(text)
 
 
 def _timed(run, source: Path, target: Path, cold: bool) -> tuple[float, float | None, float]:
@@ -192,7 +210,8 @@ def main() -> None:
         for kind in KINDS:
             if kind in only:
                 runs = checkpoint_runs(kind, root, nbytes, "others" in only)
-                measure(f"{kind}, warm", runs, root / "out", options.rounds, cold=False)
+                with no_writeback():
+                    measure(f"{kind}, warm", runs, root / "out", options.rounds, cold=False)
                 if "cold" in only and cold:
                     measure(f"{kind}, cold and synced", runs, root / "out", options.rounds, cold=True)
                 for made in (f"{kind}-hf", f"{kind}-megatron"):

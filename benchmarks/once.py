@@ -7,9 +7,10 @@ converter that holds tensors in memory would, and their time includes that.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -24,10 +25,10 @@ from mapspec.progress import NoProgress
 def anonymous_mb() -> float:
     """Anonymous memory of this process and its workers in MB; what they share counts once."""
     workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return sum(_anonymous_kib(process) for process in ("self", *workers) if process not in _holding) * 1024 / 1e6
+    return sum(_anonymous_kib(process) for process in ("self", *workers)) * 1024 / 1e6
 
 
-_holding: set[str] = set()  # processes of `hold_memory`
+_holding = threading.Event()  # what is held meanwhile is nobody's memory
 
 
 def _anonymous_kib(process: str) -> int:
@@ -39,19 +40,21 @@ def _anonymous_kib(process: str) -> int:
 
 
 def hold_memory(nbytes: int) -> None:
-    """Use that much memory in another process, and give it free again.
+    """Use that much memory, and give it free again.
 
     A virtual machine may have given free memory back to its host, and getting it again takes longer than any copy.
-    What was in use a moment ago is still there, for whoever takes memory next. Where less than twice that much is
+    What was in use a moment ago is still there, for whoever takes memory next. In huge pages, since these are free
+    again at once; given free page by page, it goes back to the host meanwhile. Where less than twice that much is
     available, half of what is.
     """
     text = Path("/proc/meminfo").read_text()
     available = next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable"))
-    code = f"import ctypes, mmap; m = mmap.mmap(-1, {min(nbytes, available // 2)}, flags=mmap.MAP_PRIVATE); "
-    code += "ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(m)), 1, len(m))"
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
-        _holding.add(str(process.pid))
-    assert process.returncode == 0
+    _holding.set()
+    memory = mmap.mmap(-1, min(nbytes, available // 2), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 1, len(memory))
+    del memory
+    _holding.clear()
 
 
 def size_of(folder: Path) -> int:
@@ -68,7 +71,7 @@ class Ready(NoProgress):
     def start(self, total: int) -> None:
         """The copy begins."""
         began = time.perf_counter()
-        hold_memory(2 * total)
+        hold_memory(total + (1 << 29))
         self.seconds = time.perf_counter() - began
 
 
@@ -167,13 +170,15 @@ def main() -> None:
     method, source, target, *more = sys.argv[1:]
     run = METHODS[method](Path(source), Path(target), more == ["fsync"])
     if method in OTHERS:
-        hold_memory(2 * size_of(Path(source)))
+        hold_memory(size_of(Path(source)) + (1 << 29))
     before = anonymous_mb()
     peak, stop = [before], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.05):
-            peak[0] = max(peak[0], anonymous_mb())
+            now = anonymous_mb()
+            if not _holding.is_set():
+                peak[0] = max(peak[0], now)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -62,7 +62,7 @@ def convert(
     ] = None,
     max_memory: Annotated[
         str | None,
-        typer.Option(help="Bound for the memory of a process and its workers, for example 300MB; `plan` says what it takes."),
+        typer.Option(help="Bound for memory, that of workers included, for example 300MB; `plan` prints the need."),
     ] = None,
     progress: Annotated[ProgressMode, typer.Option(help="Progress on stderr.")] = ProgressMode.AUTO,
     format: FormatOpt = Format.TEXT,
