@@ -178,7 +178,7 @@ def test_a_process_that_is_ended(ended: int) -> None:
         crew.run(range(10), 3, lambda message: None)
     (found,) = caught.value.diagnostics
     assert found.code == "MS708"
-    wanted = "with exit status 3" if ended == 3 else f"by signal {int(ended)} ({signal.Signals(ended).name})"
+    wanted = "with exit status 3" if ended == 3 else f"by signal {int(ended)} ({signal.strsignal(ended)})"
     assert wanted in found.message
 
 

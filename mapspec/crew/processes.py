@@ -162,7 +162,7 @@ class Processes[Job]:
 
     def _lost(self, pid: int) -> ConvertError:
         code = _ended(pid)
-        how = f"with exit status {code}" if code >= 0 else f"by signal {-code} ({signal.Signals(-code).name})"
+        how = f"with exit status {code}" if code >= 0 else f"by signal {-code} ({signal.strsignal(-code)})"
         message = f"process {pid}, one of those that share the work, was ended {how}"
         help_ = "if memory ran out, take fewer processes (`--threads`); the system's log tells who ended it"
         return ConvertError(Diagnostic("MS708", message, where=self._name, help=help_))
