@@ -24,10 +24,10 @@ __all__ = ["compose", "compose_quickly"]
 
 # What the two read differently: control characters, tabs and the line breaks of YAML 1.1; directives and ends of
 # documents; `?` keys, tags (but not `!=`), anchors and aliases; lines of blanks, which a block scalar may begin with;
-# a last line that does not end.
+# comments that touch its header; a last line that does not end.
 _DISPUTED = re.compile(
     r"[^\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
-    r"|\?|!(?!=)|(?<![^\s,\[{])[&*]\S|^%|^---|^\.\.\.|^ +$|[^\n]\Z",
+    r"|\?|!(?!=)|(?<![^\s,\[{])[&*]\S|^%|^---|^\.\.\.|^ +$|[|>][-+0-9]*#|[^\n]\Z",
     re.MULTILINE,
 )
 # libyaml's recursion has no end but that of the stack, and ruamel's ends at a few hundred levels.

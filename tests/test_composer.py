@@ -169,6 +169,9 @@ def document(random: Random) -> str:
 @example("a: \ud800\n")
 @example("a: \x00\n")
 @example("k" * 1025 + ": a\n")
+@example("a: |#c\n")
+@example("a: >-#c\n  b\n")
+@example("a:\n  - |2#c\n")
 def test_what_is_read_quickly_is_what_would_be_read_slowly(text: str) -> None:
     quick = compose_quickly(text)
     if quick is not None:

@@ -6,19 +6,23 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from interrupted import Interrupter
 from test_convert import small, write_hf
-from test_resume import tree
+from test_resume import SLOW, tree
 
 import mapspec.recruit
 from mapspec.convert import Output, convert
 from mapspec.errors import ConvertError, MapspecError
 from mapspec.intact import check_intact
+from mapspec.journal import finished_in
 from mapspec.prepare import Request
 from mapspec.progress import NoProgress
 from mapspec.publish import leftovers
@@ -79,7 +83,7 @@ def test_the_same_bytes(checkpoints: Path, tmp_path: Path, apart: None, way: str
 
 
 def test_a_source_that_ends_early(checkpoints: Path, tmp_path: Path, apart: None) -> None:
-    messages = []
+    messages, before = [], children()
     for threads in (1, 3):
         source = Path(shutil.copytree(checkpoints / "hf", tmp_path / f"hf{threads}"))
         shard = source / "model-00002-of-00003.safetensors"
@@ -91,7 +95,7 @@ def test_a_source_that_ends_early(checkpoints: Path, tmp_path: Path, apart: None
         assert found.notes[0].message.startswith("while reading `backbone.")
         assert not (tmp_path / "out").exists()
     assert messages[0][0] == messages[1][0] == "MS703"
-    assert children() == set()
+    assert children() == before
 
 
 def test_a_worker_that_is_killed(checkpoints: Path, tmp_path: Path, apart: None) -> None:
@@ -116,10 +120,35 @@ def test_an_interrupt(checkpoints: Path, tmp_path: Path, apart: None) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
+    before = children()
     with pytest.raises(KeyboardInterrupt):
         convert(Request(checkpoints / "hf"), Output(tmp_path / "out", threads=2), Watch(interrupt))
-    assert children() == set()
+    assert children() == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_for_the_whole_group(checkpoints: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """As from a terminal or a batch system: the command decides, and its workers end in order."""
+    script = SLOW.replace("from mapspec.cli", "import mapspec.recruit\nmapspec.recruit._APART = 1\nfrom mapspec.cli")
+    command = ["convert", checkpoints / "hf", tmp_path / "out", "--threads", "2", "--progress", "none"]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        deadline = time.monotonic() + 60
+        while not any(finished_in(path) for path in leftovers(tmp_path / "out")):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        workers = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        assert len(workers) == 2
+        os.killpg(child.pid, number)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert said.startswith("interrupted; nothing was published\n")
+    assert "are finished and kept in" in said
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert convert(Request(checkpoints / "hf"), Output(tmp_path / "out", resume=True)).kept
+    assert tree(tmp_path / "out") == tree(checkpoints / "megatron")
 
 
 @pytest.fixture(scope="module")

@@ -353,7 +353,7 @@ import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have been told to ignore it
 real = os.pwrite
 def pwrite(*args):
-    time.sleep(0.05)
+    time.sleep(0.2)
     return real(*args)
 os.pwrite = pwrite
 from mapspec.cli import main
