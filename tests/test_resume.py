@@ -350,10 +350,12 @@ def test_a_journal_that_cannot_be_written(checkpoints: Path, tmp_path: Path, mon
 
 SLOW = """\
 import os, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have been told to ignore it
+# What runs in the background, or by nohup, may have been told to ignore them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 real = os.pwrite
 def pwrite(*args):
-    time.sleep(0.2)
+    time.sleep(0.05)
     return real(*args)
 os.pwrite = pwrite
 from mapspec.cli import main
