@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 
 from mapspec.copy import Task, work
 from mapspec.crew import Crew, Processes, can_fork
@@ -33,7 +35,9 @@ def recruited(request: Request, output: Output) -> Iterator[Crew[Task] | None]:
     if can_fork() and not any(isinstance(path, RemotePath) for path in (source, reference, output.destination)):
         there = access_to(output.destination).threads
         count = output.threads or max(with_changes(access_to(source), request.io).threads, there)
-        count = min(processes_within(count, output.max_memory), _bytes_below(source) // _APART)
+        count = processes_within(count, output.max_memory)
+    if count > 1:
+        count = min(count, _bytes_below(source) // _APART)
     if count < 2:
         yield None
         return
@@ -42,9 +46,11 @@ def recruited(request: Request, output: Output) -> Iterator[Crew[Task] | None]:
 
 
 def _bytes_below(folder: Path) -> int:
-    total = 0
-    for where, _, files in folder.walk(follow_symlinks=True) if folder.is_dir() else ():
-        for name in files:
-            with suppress(OSError):
-                total += (where / name).stat().st_size
-    return total
+    """Bytes of the files in a folder and in those right below it, where all weights are; each counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for path in chain(folder.glob("*"), folder.glob("*/*")):
+        with suppress(OSError):
+            status = path.stat()
+            if S_ISREG(status.st_mode):
+                sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())

@@ -180,6 +180,20 @@ def test_killed_at_any_moment(
     assert killed >= 6
 
 
+def test_a_source_with_links_into_itself(tmp_path: Path, apart: None) -> None:
+    """Its files are counted once, whatever paths lead to them."""
+    source = tmp_path / "hf"
+    source.mkdir()
+    (source / "model.safetensors").write_bytes(bytes(10))
+    for name in ("here", "again"):
+        (source / name).symlink_to(".")
+    script = "import sys, pathlib, mapspec.recruit as r; print(r._bytes_below(pathlib.Path(sys.argv[1])))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, source], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert int(done.stdout) == 10
+
+
 def test_when_workers_are_processes(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def crew(request: Request, output: Output) -> bool:
         with recruited(request, output) as found:
