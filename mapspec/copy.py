@@ -24,7 +24,7 @@ from mapspec.copying.jobs import Job, divided, put_together
 from mapspec.copying.pieces import BoxIndex
 from mapspec.copying.program import Program, compiled
 from mapspec.copying.source import ReadProblem
-from mapspec.copying.worker import Worker, create
+from mapspec.copying.worker import Setting, Worker, create
 from mapspec.crew import Crew, Post, Tally, Threads
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
@@ -113,7 +113,7 @@ def execute(
     check_room(target_root, sum(sizes[: 4 + count] if staged else sizes) + sum(map(len, small.values())))
     # As many bytes are read as written.
     drop = fsync and crowded(2 * total)
-    setting = Setting(source_root, target_root, count, fsync, access, drop)
+    setting = Setting(source_root, target_root, sharers=count, fsync=fsync, access=access, drop=drop)
     copy = _Copy(parts, setting, progress or NoProgress(), done)
     copy.run(crew or Threads(work, "mapspec-copy"), total)
     for name, data in small.items():
@@ -127,18 +127,6 @@ def _chosen(file: str, skip: Container[str], only: Container[str] | None) -> boo
     return file not in skip and (only is None or file in only)
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What the workers of one copy have in common; the arguments of `Worker`."""
-
-    source_root: Path
-    target_root: Path
-    sharers: int
-    fsync: bool
-    access: Access
-    drop: bool
-
-
 type Task = tuple[Setting, Program]
 
 
@@ -146,17 +134,12 @@ def work(post: Post[Task]) -> None:
     """What a worker of a copy does; for whoever makes the crew that `execute` is to use."""
     tally = Tally(post)
     worker: Worker | None = None
-    known: Setting | None = None
     try:
         for setting, program in post.jobs():
-            if worker is None or setting != known:
+            if worker is None or worker.setting != setting:
                 if worker is not None:
                     worker.close()
-                known = setting
-                worker = Worker(
-                    setting.source_root, setting.target_root, sharers=setting.sharers, fsync=setting.fsync,
-                    wrote=tally.add, access=setting.access, drop=setting.drop,
-                )  # fmt: skip
+                worker = Worker(setting, tally.add)
             done = worker.write(program)
             tally.flush()
             post.tell(done)
@@ -182,7 +165,8 @@ class _Copy:
     def run(self, crew: Crew[Task], total: int) -> None:
         self._progress.start(total)
         try:
-            crew.run(self._tasks(), self._setting.sharers, self._hear, self._make_divided)
+            self._make_divided()
+            crew.run(self._tasks(), self._setting.sharers, self._hear)
         except ReadProblem as problem:
             raise ConvertError(_read_finding(problem, self._jobs)) from problem
         finally:

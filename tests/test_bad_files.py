@@ -24,7 +24,7 @@ from mapspec.copy import CopyReport, execute
 from mapspec.copying.jobs import Job
 from mapspec.copying.program import compiled
 from mapspec.copying.source import ReadProblem, SourceFiles
-from mapspec.copying.worker import Worker
+from mapspec.copying.worker import Setting, Worker
 from mapspec.errors import CheckpointError, ConvertError
 from mapspec.fill import Fill, Part
 from mapspec.io.hf_folder import open_hf
@@ -425,7 +425,7 @@ def test_writing_beyond_4_gib(tmp_path: Path) -> None:
     source = StoredTensor("s", "uint8", (8,), (Chunk(((0, 8),), "a", far, 8),))
     target = StoredTensor("t", "uint8", (8,), (Chunk(((0, 8),), "x", far, 8),))
     (tmp_path / "out").mkdir()
-    writer = Worker(tmp_path, tmp_path / "out", sharers=1, fsync=False, wrote=lambda file, nbytes: None)
+    writer = Worker(Setting(tmp_path, tmp_path / "out", sharers=1, fsync=False), lambda file, nbytes: None)
     job = Job("x", far + 8, (), (Fill(target, target.chunks[0], (Part(((0, 8),), source, ((0, 8),)),)),))
     with mock.patch("os.posix_fallocate", side_effect=OSError(errno.EOPNOTSUPP, "no")):
         writer.write(compiled(job, {}))

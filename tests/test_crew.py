@@ -48,6 +48,11 @@ def alive(process: int) -> bool:
         return False
 
 
+def children() -> set[int]:
+    """The processes that this thread has forked."""
+    return set(map(int, Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()))
+
+
 def soon(condition: Callable[[], bool]) -> bool:
     """Whether that comes true within some seconds."""
     end = time.monotonic() + 20
@@ -59,8 +64,13 @@ def soon(condition: Callable[[], bool]) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_job_is_done_once(kind: str) -> None:
     said: list[Any] = []
+
+    def jobs() -> Iterator[int]:
+        said.append("begun")
+        yield from range(100)
+
     with crew_of(kind, squares) as crew:
-        crew.run(range(100), 3, said.append, lambda: said.append("begun"))
+        crew.run(jobs(), 3, said.append)
         assert said.pop(0) == "begun"
         assert {job: square for job, square, _ in said} == {n: n * n for n in range(100)}
         assert len(said) == 100
@@ -202,11 +212,10 @@ def test_fewer_processes_where_no_more_can_be_made() -> None:
 
 def test_those_that_are_too_many_go() -> None:
     with Processes(squares, 4, "copy") as crew:
-        workers = Path(f"/proc/self/task/{threading.get_native_id()}/children")
-        before = set(workers.read_text().split())
+        before = children()
         said: list[Any] = []
         crew.run(range(10), 2, said.append)
-        assert len(set(workers.read_text().split()) & before) == len(before) - 2
+        assert len(children() & before) == len(before) - 2
     assert len(said) == 10
 
 

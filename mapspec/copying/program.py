@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from heapq import merge
+from operator import itemgetter
 
 from mapspec.copying.jobs import Job, joined
 from mapspec.copying.pieces import BoxIndex, Run, pieces_of, runs_of, straight
 from mapspec.fill import Fill
-from mapspec.io.layout import Framing
 from mapspec.tensors import Box, StoredTensor
 
 __all__ = ["Program", "Step", "compiled"]
@@ -79,37 +79,32 @@ def _merged(steps: Iterator[Step]) -> Iterator[Step]:
 
 
 def _steps(job: Job, indexes: dict[int, tuple[StoredTensor, BoxIndex]]) -> Iterator[Step]:
-    rows: dict[tuple[str, Box], list[int]] = {}  # of most jobs, nobody asks
-    framing = chain(joined(job.framing), [Framing(job.end, b"")])
-    upcoming = next(framing)
-    done: set[int] = set()
+    rows: dict[tuple[str, Box], list[Fill]] = {}  # of most jobs, nobody asks
+    done: set[int] = set()  # offsets of chunks that came with an earlier one
     end = job.start
-    for position, fill in enumerate(job.fills):
-        while upcoming.offset <= fill.chunk.offset and upcoming.offset < job.end:
-            _in_order(job.file, end, upcoming.offset)
-            end = upcoming.offset + len(upcoming.data)
-            yield upcoming.offset, upcoming.data
-            upcoming = next(framing)
-        _in_order(job.file, end, fill.chunk.offset)
-        end = fill.chunk.offset + fill.chunk.nbytes
-        if position in done:
+    framing: Iterator[tuple[int, bytes | Fill]] = ((one.offset, one.data) for one in joined(job.framing))
+    chunks: Iterator[tuple[int, bytes | Fill]] = ((fill.chunk.offset, fill) for fill in job.fills)
+    for offset, what in merge(framing, chunks, key=itemgetter(0)):
+        _in_order(job.file, end, offset)
+        if isinstance(what, bytes):
+            end = offset + len(what)
+            yield offset, what
             continue
-        runs = _runs(fill, indexes)
+        end = offset + what.chunk.nbytes
+        if offset in done:
+            continue
+        runs = _runs(what, indexes)
         if runs is not None:
             yield from runs
             continue
-        group = [fill]
         rows = rows or _by_rows(job.fills)
-        for other in rows[fill.tensor.name, fill.chunk.box[:1]]:
-            if other > position and other not in done and _runs(job.fills[other], indexes) is None:
-                group.append(job.fills[other])
-                done.add(other)
+        group = [what]
+        for other in rows[what.tensor.name, what.chunk.box[:1]]:
+            waits = other.chunk.offset > offset and other.chunk.offset not in done
+            if waits and _runs(other, indexes) is None:
+                group.append(other)
+                done.add(other.chunk.offset)
         yield group
-    while upcoming.offset < job.end:
-        _in_order(job.file, end, upcoming.offset)
-        end = upcoming.offset + len(upcoming.data)
-        yield upcoming.offset, upcoming.data
-        upcoming = next(framing)
     _in_order(job.file, end, job.end)
 
 
@@ -125,11 +120,11 @@ def _runs(fill: Fill, indexes: dict[int, tuple[StoredTensor, BoxIndex]]) -> list
     return [(chunk.offset + at, file, offset, length) for at, file, offset, length in runs]
 
 
-def _by_rows(fills: Sequence[Fill]) -> dict[tuple[str, Box], list[int]]:
-    """The positions of chunks that lie side by side in the same rows of a tensor."""
-    found: dict[tuple[str, Box], list[int]] = {}
-    for position, fill in enumerate(fills):
-        found.setdefault((fill.tensor.name, fill.chunk.box[:1]), []).append(position)
+def _by_rows(fills: Sequence[Fill]) -> dict[tuple[str, Box], list[Fill]]:
+    """Chunks that lie side by side in the same rows of a tensor."""
+    found: dict[tuple[str, Box], list[Fill]] = {}
+    for fill in fills:
+        found.setdefault((fill.tensor.name, fill.chunk.box[:1]), []).append(fill)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle, zip_longest
 from pathlib import Path
 
@@ -24,34 +25,44 @@ from mapspec.io.filesystem import Access
 from mapspec.io.unwritable import write_problem
 from mapspec.tensors import StoredTensor
 
-__all__ = ["Worker", "create"]
+__all__ = ["Setting", "Worker", "create"]
 
 # Of a size that the cache of a core holds, or nearly; each costs some microseconds of Python.
 _BLOCK = 1 << 20
 _ZEROS = bytes(_BLOCK)
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the workers of one copy have in common.
+
+    Attributes:
+        source_root, target_root: the checkpoint folders.
+        sharers: number of workers.
+        fsync: whether a file shall be on disk when its program is done.
+        access: how to read; by default as the source's file system is read best.
+        drop: whether pages of source and destination leave the cache when they have been read and are on disk.
+    """
+
+    source_root: Path
+    target_root: Path
+    sharers: int
+    fsync: bool
+    access: Access | None = None
+    drop: bool = False
+
+
 class Worker:
     """Carries out programs, one after the other. For one thread.
 
     Args:
-        source_root, target_root: the checkpoint folders.
-        sharers: number of workers in this process.
-        fsync: whether a file shall be on disk when its program is done.
-        access: how to read; by default as the source's file system is read best.
-        drop: whether pages of source and destination leave the cache when they have been read and are on disk.
         wrote: called with the file and the number of bytes after each write; raises `Stopped` to end the work.
     """
 
-    def __init__(
-        self, source_root: Path, target_root: Path, *, sharers: int, fsync: bool, wrote: Callable[[str, int], None],
-        access: Access | None = None, drop: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, setting: Setting, wrote: Callable[[str, int], None]) -> None:
+        self.setting = setting
         self._behind: Behind | None = None
-        self._drop = drop
-        self._files = SourceFiles(source_root, sharers, access)
-        self._target_root = target_root
-        self._fsync = fsync
+        self._files = SourceFiles(setting.source_root, setting.sharers, setting.access)
         self._wrote = wrote
         self._scratch = Scratch()
         self._indexes: dict[int, tuple[StoredTensor, BoxIndex]] = {}
@@ -72,7 +83,7 @@ class Worker:
             ReadProblem: the source cannot be read. It knows the file that was being written.
             Stopped: others have met with a failure.
         """
-        path = self._target_root / program.file
+        path = self.setting.target_root / program.file
         self._file = program.file
         self._digester = Digester(program.spans)
         self._lane.drop()
@@ -80,10 +91,10 @@ class Worker:
         try:
             self._fd = create(path, program.size) if program.whole else os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                self._behind = Behind(self._fd) if self._drop else None
+                self._behind = Behind(self._fd) if self.setting.drop else None
                 self._fill(program)
                 self._lane.flush()
-                if self._fsync:
+                if self.setting.fsync:
                     os.fsync(self._fd)
             finally:
                 os.close(self._fd)
@@ -137,7 +148,7 @@ class Worker:
                 self._lane.room(at, take)[:] = _ZEROS[:take]
             else:
                 self._files.read_into(self._lane.room(at, take, offset), file, offset)
-                if self._drop:
+                if self.setting.drop:
                     self._files.forget(file, offset, take)
             at, offset, length = at + take, offset + take, length - take
 

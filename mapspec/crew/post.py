@@ -33,9 +33,7 @@ class Post[Job](Protocol):
 class Crew[Job](Protocol):
     """Workers who all do the same, as threads or as processes."""
 
-    def run(
-        self, jobs: Iterable[Job], count: int, hear: Callable[[Any], None], begin: Callable[[], None] = lambda: None
-    ) -> None:
+    def run(self, jobs: Iterable[Job], count: int, hear: Callable[[Any], None]) -> None:
         """Have the jobs done, and wait for that. Raises the first failure of any worker.
 
         Args:
@@ -43,7 +41,6 @@ class Crew[Job](Protocol):
             count: how many workers take part at most; more are not needed later either.
             hear: called with what workers tell, one message at a time, but from different threads; what it raises ends
                 all of them.
-            begin: called before the first job.
         """
 
 

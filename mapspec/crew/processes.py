@@ -104,15 +104,12 @@ class Processes[Job]:
             _ended(pid)
         self._workers.clear()
 
-    def run(
-        self, jobs: Iterable[Job], count: int, hear: Callable[[Any], None], begin: Callable[[], None] = lambda: None
-    ) -> None:
+    def run(self, jobs: Iterable[Job], count: int, hear: Callable[[Any], None]) -> None:
         """See `Crew`. After a failure the workers are gone."""
         for connection in list(self._workers)[count:]:
             self._gone(connection)
         allowed = list(self._workers)
         try:
-            begin()
             self._attend(allowed, iter(jobs), hear)
         except BaseException:
             # What was finished meanwhile is heard of, so that it is not lost.

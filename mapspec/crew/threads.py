@@ -22,11 +22,8 @@ class Threads[Job]:
     def __init__(self, work: Callable[[Post[Job]], None], name: str) -> None:
         self._work, self._name = work, name
 
-    def run(
-        self, jobs: Iterable[Job], count: int, hear: Callable[[Any], None], begin: Callable[[], None] = lambda: None
-    ) -> None:
+    def run(self, jobs: Iterable[Job], count: int, hear: Callable[[Any], None]) -> None:
         """See `Crew`."""
-        begin()
         place = _Place(iter(jobs), hear)
         names = [f"{self._name}-{number}" for number in range(count)]
         threads = [threading.Thread(target=_guarded, args=(self._work, place), name=name) for name in names]
