@@ -19,6 +19,7 @@ __all__ = ["JsonProgress", "Meter", "Mode", "NoProgress", "PlainProgress", "Prog
 type Mode = Literal["auto", "plain", "json", "none"]
 
 _WINDOW = 10.0  # seconds over which the rate is averaged
+_MEMORY_S = 0.9  # between two looks at memory, which take half a millisecond for each worker
 
 
 class Progress(Protocol):
@@ -84,6 +85,7 @@ class Meter:
         self._silent = False
         self._total = self._done = 0
         self._began = self._said = 0.0
+        self._rss, self._looked = 0, -_MEMORY_S
         self._marks: deque[tuple[float, int]] = deque()
 
     def start(self, total_bytes: int) -> None:
@@ -121,7 +123,9 @@ class Meter:
         then, had = self._marks[0]
         rate = (self._done - had) / max(now - then, 1e-9)
         left = (self._total - self._done) / rate if rate else None
-        return State(self._done, self._total, rate, left, file, _resident(), now - self._began)
+        if file is None or now - self._looked >= _MEMORY_S:
+            self._rss, self._looked = _resident(), now
+        return State(self._done, self._total, rate, left, file, self._rss, now - self._began)
 
     def show(self, event: str, state: State) -> None:
         """Tell somebody. `event` is `start`, `progress` or `end`."""
