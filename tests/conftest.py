@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from interrupted import Interrupter
 
 # A slow example on a busy machine is no wrong answer.
 settings.register_profile("mapspec", deadline=None)
@@ -39,6 +40,14 @@ def in_memory(memory: Path) -> Iterator[Path]:
     """A fresh folder in `memory`."""
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def interrupter() -> Iterator[Interrupter]:
+    """Conversions that are killed at a chosen moment."""
+    server = Interrupter()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

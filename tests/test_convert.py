@@ -59,6 +59,16 @@ def config_named(name: str, **changes: Any) -> dict[str, Any]:
     return {**json.loads((CONFIGS / f"{name}.json").read_text()), **changes}
 
 
+def there_and_back(home: Path, shards: int, **beside: str) -> Path:
+    """`hf` in that many shards and with these files, `megatron` converted from it, and `back` from that."""
+    write_hf(home / "hf", small(), shards=shards)
+    for name, text in beside.items():
+        (home / "hf" / f"{name}.json").write_text(text)
+    convert(Request(home / "hf"), Output(home / "megatron"))
+    convert(Request(home / "megatron"), Output(home / "back"))
+    return home
+
+
 def small(**changes: Any) -> dict[str, Any]:
     """Mamba, attention, MoE and MLP, without biases and MTP."""
     plain = {"use_bias": False, "attention_bias": False, "mlp_bias": False, "num_nextn_predict_layers": 0}

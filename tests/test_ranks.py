@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rank_server import RankServer, Said
-from test_convert import small, write_hf
+from test_convert import there_and_back
 from test_resume import Disk, tree
 
 from mapspec import convert as convert_module
@@ -37,11 +37,7 @@ def tmp_path(in_memory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoints(memory: Path) -> Path:
-    home = memory / "of_ranks"
-    write_hf(home / "hf", small(), shards=5)
-    convert(Request(home / "hf"), Output(home / "megatron"))
-    convert(Request(home / "megatron"), Output(home / "back"))
-    return home
+    return there_and_back(memory / "of_ranks", 5)
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from interrupted import Interrupter
-from test_convert import small, write_hf
+from test_convert import there_and_back
+from test_crew import children
 from test_resume import SLOW, tree
 
 import mapspec.recruit
@@ -45,15 +45,7 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def checkpoints(memory: Path) -> Path:
     """`hf`, `megatron` converted from it, and `back`, by threads."""
-    home = memory / "by-threads"
-    write_hf(home / "hf", small(), shards=3)
-    convert(Request(home / "hf"), Output(home / "megatron"))
-    convert(Request(home / "megatron"), Output(home / "back"))
-    return home
-
-
-def children() -> set[int]:
-    return set(map(int, Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()))
+    return there_and_back(memory / "by-threads", 3)
 
 
 class Watch(NoProgress):
@@ -150,13 +142,6 @@ def test_signals_for_the_whole_group(checkpoints: Path, tmp_path: Path, number: 
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert convert(Request(checkpoints / "hf"), Output(tmp_path / "out", resume=True)).kept
     assert tree(tmp_path / "out") == tree(checkpoints / "megatron")
-
-
-@pytest.fixture(scope="module")
-def interrupter() -> Iterator[Interrupter]:
-    server = Interrupter()
-    yield server
-    server.close()
 
 
 @pytest.mark.parametrize("way", ["hf", "megatron"])

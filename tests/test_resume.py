@@ -13,14 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from interrupted import Interrupter
-from test_convert import small, write_hf
+from test_convert import there_and_back
 
 from mapspec.convert import Converted, Output, convert
 from mapspec.copying import source as source_files
@@ -39,12 +39,7 @@ def tmp_path(in_memory: Path) -> Path:
 @pytest.fixture(scope="module")
 def checkpoints(memory: Path) -> Path:
     """`hf`, made of three shards, and `megatron`, converted from it."""
-    home = memory / "checkpoints"
-    write_hf(home / "hf", small(), shards=3)
-    (home / "hf" / "tokenizer.json").write_text("{}")
-    convert(Request(home / "hf"), Output(home / "megatron"))
-    convert(Request(home / "megatron"), Output(home / "back"))
-    return home
+    return there_and_back(memory / "checkpoints", 3, tokenizer="{}")
 
 
 @pytest.fixture
@@ -94,13 +89,6 @@ def resumed(request: Request, output: Output, **more: Any) -> Converted:
 
 
 # --- at any moment ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def interrupter() -> Iterator[Interrupter]:
-    server = Interrupter()
-    yield server
-    server.close()
 
 
 @pytest.mark.parametrize("way", ["hf", "megatron", "overwrite"])
