@@ -40,7 +40,7 @@ def _anonymous_kib(process: str) -> int:
 
 
 def hold_memory(nbytes: int) -> None:
-    """Use that much memory, and give it free again.
+    """Use that much memory and some more, and give it free again.
 
     A virtual machine may have given free memory back to its host, and getting it again takes longer than any copy.
     What was in use a moment ago is still there, for whoever takes memory next. In huge pages, since these are free
@@ -50,7 +50,7 @@ def hold_memory(nbytes: int) -> None:
     text = Path("/proc/meminfo").read_text()
     available = next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable"))
     _holding.set()
-    memory = mmap.mmap(-1, min(nbytes, available // 2), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, min(nbytes + (1 << 29), available // 2), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 1, len(memory))
     del memory
@@ -71,7 +71,7 @@ class Ready(NoProgress):
     def start(self, total: int) -> None:
         """The copy begins."""
         began = time.perf_counter()
-        hold_memory(total + (1 << 29))
+        hold_memory(total)
         self.seconds = time.perf_counter() - began
 
 
@@ -170,7 +170,7 @@ def main() -> None:
     method, source, target, *more = sys.argv[1:]
     run = METHODS[method](Path(source), Path(target), more == ["fsync"])
     if method in OTHERS:
-        hold_memory(size_of(Path(source)) + (1 << 29))
+        hold_memory(size_of(Path(source)))
     before = anonymous_mb()
     peak, stop = [before], threading.Event()
 
