@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
 import pytest
 
+from mapspec.cli.unfinished import terminable
 from mapspec.crew import Crew, Post, Processes, Stopped, Tally, Threads
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
@@ -177,6 +179,128 @@ def test_who_hears_may_end_it(kind: str, error: type[BaseException]) -> None:
     assert len(heard) == len(set(heard))
 
 
+def signal_at(line: int, number: int = signal.SIGINT) -> Callable[..., Any]:
+    """A trace function: sends this process a signal before it executes the `line`-th line in mapspec.crew."""
+    left, process = itertools.count(line - 1, -1), os.getpid()
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        if "/mapspec/crew/" not in frame.f_code.co_filename or os.getpid() != process:
+            return None
+        if event == "line" and next(left) == 0:
+            os.kill(process, number)
+        return trace
+
+    return trace
+
+
+@contextmanager
+def no_longer_than(seconds: int) -> Iterator[None]:
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupt_at_any_line(kind: str, tmp_path: Path) -> None:
+    """Whatever it comes between, it ends the work, and nobody works on or is left behind when it gets through."""
+
+    def work(post: Post[int]) -> None:
+        for job in post.jobs():
+            with (tmp_path / f"busy{job}").open("w"):
+                post.tell(job)
+                post.tell(job)
+            (tmp_path / f"busy{job}").unlink()
+
+    before, interrupts = (children(), threading.active_count()), 0
+    for line in itertools.count(1):
+        try:
+            with no_longer_than(30), crew_of(kind, work, 2) as crew:
+                sys.settrace(signal_at(line))
+                try:
+                    crew.run(range(4), 2, lambda message: None)
+                    break
+                finally:
+                    sys.settrace(None)
+        except KeyboardInterrupt:
+            interrupts += 1
+        assert (children(), threading.active_count()) == before
+        assert not any(tmp_path.iterdir())
+    assert interrupts == line - 1 > 20
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def after(seconds: float, *signals: int) -> None:
+    """Send this process signals, one each time that so many seconds have passed."""
+
+    def send() -> None:
+        for number in signals:
+            time.sleep(seconds)
+            os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupt_waits_for_what_is_in_progress(kind: str, tmp_path: Path) -> None:
+    def work(post: Post[int]) -> None:
+        for job in post.jobs():
+            time.sleep(0.8 if job == 0 else 0.4)
+            (tmp_path / str(job)).touch()
+
+    after(0.1, signal.SIGINT)
+    with crew_of(kind, work, 2) as crew, pytest.raises(KeyboardInterrupt):
+        crew.run(range(10), 2, lambda message: None)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
+    time.sleep(0.6)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_interrupts_again_does_not_wait(kind: str, tmp_path: Path) -> None:
+    """A disk that does not answer must not keep anybody."""
+    release = threading.Event()
+
+    def work(post: Post[int]) -> None:
+        for _ in post.jobs():
+            release.wait(20)
+
+    before, began = children(), time.monotonic()
+    after(0.2, signal.SIGINT, signal.SIGTERM if kind == "processes" else signal.SIGINT)
+    with terminable(1), crew_of(kind, work, 2) as crew, pytest.raises(KeyboardInterrupt):
+        crew.run(range(10), 2, lambda message: None)
+    assert time.monotonic() - began < 10
+    assert children() == before
+    release.set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_handler_that_raises_nothing_ends_nothing(kind: str, tmp_path: Path) -> None:
+    """As those of programs that take note of a signal, and look at it when it suits them."""
+    said, came = list[Any](), list[int]()
+
+    def work(post: Post[int]) -> None:
+        for job in post.jobs():
+            time.sleep(0.05)
+            post.tell(job)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        after(0.1, signal.SIGTERM)
+        with crew_of(kind, work, 2) as crew:
+            crew.run(range(10), 2, said.append)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sorted(said) == list(range(10))
+    assert came == [signal.SIGTERM]
+
+
 @pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGSEGV, 3])
 def test_a_process_that_is_ended(ended: int) -> None:
     def work(post: Post[int]) -> None:
@@ -221,6 +345,7 @@ def test_those_that_are_too_many_go() -> None:
 
 PARENT = """
 import os, sys, time
+from mapspec.cli.unfinished import terminable
 from mapspec.crew import Processes
 
 def work(post):

@@ -144,6 +144,30 @@ def test_signals_for_the_whole_group(checkpoints: Path, tmp_path: Path, number: 
     assert tree(tmp_path / "out") == tree(checkpoints / "megatron")
 
 
+CUT_OFF = """\
+import os, signal
+from multiprocessing.connection import Connection
+import mapspec.recruit
+from mapspec.cli import main
+mapspec.recruit._APART = 1
+parent, real = os.getpid(), Connection._send_bytes
+def send(connection, message):
+    if os.getpid() == parent:
+        signal.raise_signal(signal.SIGINT)
+    real(connection, message)
+Connection._send_bytes = send
+main()
+"""
+
+
+def test_an_interrupt_while_a_job_is_sent(checkpoints: Path, tmp_path: Path) -> None:
+    """The interpreter has to live through it: it once died of an error of its own at the very end."""
+    command = ["convert", checkpoints / "hf", tmp_path / "out", "--threads", "2", "--progress", "none"]
+    done = subprocess.run([sys.executable, "-c", CUT_OFF, *command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "interrupted; nothing was published\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("way", ["hf", "megatron"])
 def test_killed_at_any_moment(
     checkpoints: Path, tmp_path: Path, apart: None, interrupter: Interrupter, way: str

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from mapspec.crew.post import Post, Stopped
+from mapspec.crew.signals import deferred
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 
@@ -63,8 +64,15 @@ class Processes[Job]:
         self._stop = mmap.mmap(-1, 1)  # shared with the workers; not 0 when they shall end
         self._workers: dict[Connection, int] = {}
         self._idle: set[Connection] = set()
-        self._sending: Connection | None = None
         self._failure: BaseException | None = None
+        try:
+            with deferred(self._end):
+                self._make(work, count)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _make(self, work: Callable[[Post[Job]], None], count: int) -> None:
         while len(self._workers) < count:
             try:
                 self._fork(work)
@@ -72,7 +80,7 @@ class Processes[Job]:
                 if not self._workers:
                     message = f"no process could be started: {error.strerror}"
                     help_ = "raise the limit of processes or memory, or take one worker: `--threads 1`"
-                    raise ConvertError(Diagnostic("MS708", message, where=name, help=help_)) from error
+                    raise ConvertError(Diagnostic("MS708", message, where=self._name, help=help_)) from error
                 break
 
     def _fork(self, work: Callable[[Post[Job]], None]) -> None:
@@ -97,28 +105,34 @@ class Processes[Job]:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with deferred(self._end):
+            self._stop[0] = 1
+            for connection in self._workers:
+                connection.close()
+            for connection in list(self._workers):
+                self._gone(connection)
+
+    def _end(self) -> None:
+        """Have the workers end after their current block; at once if they were told before."""
+        if self._stop[0]:
+            for pid in self._workers.values():
+                os.kill(pid, signal.SIGKILL)
         self._stop[0] = 1
-        for connection in self._workers:
-            connection.close()
-        for pid in self._workers.values():
-            _ended(pid)
-        self._workers.clear()
 
     def run(self, jobs: Iterable[Job], count: int, hear: Callable[[Any], None]) -> None:
         """See `Crew`. After a failure the workers are gone."""
-        for connection in list(self._workers)[count:]:
-            self._gone(connection)
-        allowed = list(self._workers)
-        try:
-            self._attend(allowed, iter(jobs), hear)
-        except BaseException:
-            # What was finished meanwhile is heard of, so that it is not lost.
-            self._stop[0] = 1
-            if self._sending is not None:  # cut off within a job, of which nobody will send the rest
-                self._gone(self._sending)
-            with suppress(Exception):
-                self._attend(allowed, iter(()), hear)
-            raise
+        with deferred(self._end):
+            for connection in list(self._workers)[count:]:
+                self._gone(connection)
+            allowed = list(self._workers)
+            try:
+                self._attend(allowed, iter(jobs), hear)
+            except BaseException:
+                # What was finished meanwhile is heard of, so that it is not lost.
+                self._stop[0] = 1
+                with suppress(Exception):
+                    self._attend(allowed, iter(()), hear)
+                raise
         if self._failure is not None:
             raise self._failure
 
@@ -128,11 +142,9 @@ class Processes[Job]:
         while True:
             for connection in workers:
                 if job is not None and connection in self._idle and not self._stop[0]:
-                    self._idle.remove(connection)
-                    self._sending = connection
                     with suppress(OSError):  # if it is gone, it is heard below how it ended
-                        connection.send(job)
-                    self._sending = None
+                        _put(connection, job)
+                    self._idle.remove(connection)
                     job = next(jobs, None)
             busy = [one for one in workers if one in self._workers and one not in self._idle]
             if not busy:
@@ -140,7 +152,7 @@ class Processes[Job]:
             ready = wait(busy)
             for connection in [one for one in busy if one in ready]:
                 try:
-                    kind, value = connection.recv()
+                    kind, value = _take(connection)
                 except (EOFError, OSError):
                     kind, value = "failed", self._lost(self._workers[connection])
                 if kind == "next":
@@ -155,7 +167,8 @@ class Processes[Job]:
 
     def _gone(self, connection: Connection) -> None:
         connection.close()
-        _ended(self._workers.pop(connection))
+        _ended(self._workers[connection])
+        del self._workers[connection]
 
     def _lost(self, pid: int) -> ConvertError:
         code = _ended(pid)
@@ -180,7 +193,7 @@ class _Place[Job]:
         while True:
             self.send("next", None)
             try:
-                yield self.connection.recv()
+                yield _take(self.connection)
             except (EOFError, OSError) as error:
                 raise Stopped from error
 
@@ -189,9 +202,19 @@ class _Place[Job]:
 
     def send(self, kind: _Kind, value: Any) -> None:
         try:
-            self.connection.send((kind, value))
+            _put(self.connection, (kind, value))
         except OSError as error:
             raise Stopped from error
+
+
+def _put(connection: Connection, message: Any) -> None:
+    # Not by its own `send`, which lends out the buffer of a BytesIO: CPython 3.12 dies of collecting both as garbage,
+    # as when an interrupt cuts that off.
+    connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def _take(connection: Connection) -> Any:
+    return pickle.loads(connection.recv_bytes())
 
 
 def _serve[Job](work: Callable[[Post[Job]], None], place: _Place[Job]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mapspec.crew.post import Post, Stopped
+from mapspec.crew.signals import deferred
 
 __all__ = ["Threads"]
 
@@ -27,17 +28,17 @@ class Threads[Job]:
         place = _Place(iter(jobs), hear)
         names = [f"{self._name}-{number}" for number in range(count)]
         threads = [threading.Thread(target=_guarded, args=(self._work, place), name=name) for name in names]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            # An interrupt arrives here, in the main thread: the others end after their current block.
-            place.stop()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+        with deferred(place.end):
+            try:
+                for thread in threads:
+                    thread.start()
+            except BaseException:
+                place.stopped = True
+                raise
+            finally:
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
         if place.failure is not None:
             raise place.failure
 
@@ -48,18 +49,17 @@ class _Place[Job]:
     def __init__(self, jobs: Iterator[Job], hear: Callable[[Any], None]) -> None:
         self._jobs, self._hear = jobs, hear
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self.stopped = False
         self.failure: BaseException | None = None
 
-    @property
-    def stopped(self) -> bool:
-        return self._stop.is_set()
-
-    def stop(self) -> None:
-        self._stop.set()
+    def end(self) -> None:
+        """Have all threads end after their current block. Who insists on it is not kept waiting for that."""
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
 
     def jobs(self) -> Iterator[Job]:
-        while not self._stop.is_set():
+        while not self.stopped:
             with self._lock:
                 job = next(self._jobs, None)
             if job is None:
@@ -73,7 +73,7 @@ class _Place[Job]:
     def failed(self, error: BaseException) -> None:
         with self._lock:
             self.failure = self.failure or error
-        self._stop.set()
+        self.stopped = True
 
 
 def _guarded[Job](work: Callable[[Post[Job]], None], place: _Place[Job]) -> None:
