@@ -19,7 +19,6 @@ from unittest import mock
 
 import pytest
 
-from mapspec.cli.unfinished import terminable
 from mapspec.crew import Crew, Post, Processes, Stopped, Tally, Threads
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
@@ -179,15 +178,15 @@ def test_who_hears_may_end_it(kind: str, error: type[BaseException]) -> None:
     assert len(heard) == len(set(heard))
 
 
-def signal_at(line: int, number: int = signal.SIGINT) -> Callable[..., Any]:
-    """A trace function: sends this process a signal before it executes the `line`-th line in mapspec.crew."""
+def interrupt_at(line: int) -> Callable[..., Any]:
+    """A trace function: interrupts this process before it executes the `line`-th line in mapspec.crew."""
     left, process = itertools.count(line - 1, -1), os.getpid()
 
     def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
         if "/mapspec/crew/" not in frame.f_code.co_filename or os.getpid() != process:
             return None
         if event == "line" and next(left) == 0:
-            os.kill(process, number)
+            os.kill(process, signal.SIGINT)
         return trace
 
     return trace
@@ -195,15 +194,17 @@ def signal_at(line: int, number: int = signal.SIGINT) -> Callable[..., Any]:
 
 @contextmanager
 def no_longer_than(seconds: int) -> Iterator[None]:
+    """Fail when that takes longer. Said again each second, and no `Exception`: so nothing in between can keep it."""
+
     def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
+        pytest.fail("waits forever")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -213,16 +214,18 @@ def test_an_interrupt_at_any_line(kind: str, tmp_path: Path) -> None:
 
     def work(post: Post[int]) -> None:
         for job in post.jobs():
-            with (tmp_path / f"busy{job}").open("w"):
+            (tmp_path / f"busy{job}").touch()
+            try:
                 post.tell(job)
-                post.tell(job)
-            (tmp_path / f"busy{job}").unlink()
+                time.sleep(0.001)
+            finally:
+                (tmp_path / f"busy{job}").unlink()
 
     before, interrupts = (children(), threading.active_count()), 0
     for line in itertools.count(1):
         try:
             with no_longer_than(30), crew_of(kind, work, 2) as crew:
-                sys.settrace(signal_at(line))
+                sys.settrace(interrupt_at(line))
                 try:
                     crew.run(range(4), 2, lambda message: None)
                     break
@@ -263,7 +266,7 @@ def test_an_interrupt_waits_for_what_is_in_progress(kind: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_interrupts_again_does_not_wait(kind: str, tmp_path: Path) -> None:
+def test_who_interrupts_again_does_not_wait(kind: str) -> None:
     """A disk that does not answer must not keep anybody."""
     release = threading.Event()
 
@@ -272,8 +275,8 @@ def test_who_interrupts_again_does_not_wait(kind: str, tmp_path: Path) -> None:
             release.wait(20)
 
     before, began = children(), time.monotonic()
-    after(0.2, signal.SIGINT, signal.SIGTERM if kind == "processes" else signal.SIGINT)
-    with terminable(1), crew_of(kind, work, 2) as crew, pytest.raises(KeyboardInterrupt):
+    after(0.2, signal.SIGINT, signal.SIGINT)
+    with crew_of(kind, work, 2) as crew, pytest.raises(KeyboardInterrupt):
         crew.run(range(10), 2, lambda message: None)
     assert time.monotonic() - began < 10
     assert children() == before
@@ -281,7 +284,7 @@ def test_who_interrupts_again_does_not_wait(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_handler_that_raises_nothing_ends_nothing(kind: str, tmp_path: Path) -> None:
+def test_a_handler_that_raises_nothing_ends_nothing(kind: str) -> None:
     """As those of programs that take note of a signal, and look at it when it suits them."""
     said, came = list[Any](), list[int]()
 
@@ -345,7 +348,6 @@ def test_those_that_are_too_many_go() -> None:
 
 PARENT = """
 import os, sys, time
-from mapspec.cli.unfinished import terminable
 from mapspec.crew import Processes
 
 def work(post):
