@@ -39,18 +39,22 @@ def _anonymous_kib(process: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss_Anon")), 0)
 
 
-def hold_memory(nbytes: int) -> None:
-    """Use that much memory and some more, and give it free again.
+def hold_memory(nbytes: int, cold: bool) -> None:
+    """Use as much memory as a copy of `nbytes` does and some more, and give it free again.
 
     A virtual machine may have given free memory back to its host, and getting it again takes longer than any copy.
     What was in use a moment ago is still there, for whoever takes memory next. In huge pages, since these are free
     again at once; given free page by page, it goes back to the host meanwhile. Where less than twice that much is
     available, half of what is.
+
+    Args:
+        cold: whether what is read, too, comes into the page cache only then.
     """
     text = Path("/proc/meminfo").read_text()
     available = next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable"))
     _holding.set()
-    memory = mmap.mmap(-1, min(nbytes + (1 << 29), available // 2), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    size = min(nbytes * (1 + cold) + (1 << 29), available // 2)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 1, len(memory))
     del memory
@@ -66,17 +70,17 @@ class Ready(NoProgress):
     """Sees to it that there is memory when the copy begins; the seconds that it takes are not the copy's.
 
     Args:
-        cold: whether what is read, too, comes into the page cache only now.
+        cold: see `hold_memory`.
     """
 
     def __init__(self, cold: bool) -> None:
         self.seconds = 0.0
-        self._times = 1 + cold
+        self._cold = cold
 
     def start(self, total: int) -> None:
         """The copy begins."""
         began = time.perf_counter()
-        hold_memory(total * self._times)
+        hold_memory(total, self._cold)
         self.seconds = time.perf_counter() - began
 
 
@@ -173,9 +177,10 @@ METHODS = {f.__name__: f for f in (mapspec, mapspec_uncut, verify)} | OTHERS
 def main() -> None:
     """Run one method, watched."""
     method, source, target, *more = sys.argv[1:]
-    run = METHODS[method](Path(source), Path(target), more == ["fsync"])
+    fsync = more == ["fsync"]
+    run = METHODS[method](Path(source), Path(target), fsync)
     if method in OTHERS:
-        hold_memory(size_of(Path(source)))
+        hold_memory(size_of(Path(source)), fsync)
     before = anonymous_mb()
     peak, stop = [before], threading.Event()
 
