@@ -1,12 +1,15 @@
 """How fast conversion is, as ratios to `cp` of the same bytes.
 
-    python benchmarks/convert.py [--scratch DIR] [--size-gb 3] [--rounds 5] [--only dense,moe,cold,others,startup,plan]
+    python benchmarks/convert.py [--scratch DIR] [--size-gb 3] [--rounds 5] [--only dense,moe,warm,cold,...]
 
 Makes a dense checkpoint and one with thousands of experts in DIR (removed at the end), and runs rounds: in each, `cp`
-and then every method, each in a process of its own. A ratio is taken within a round. Printed: median, least and most of
-the ratios, that of the copy alone (without deciding what to copy, and publishing), median seconds, and peak anonymous
-memory. Warm: sources in the page cache, nothing synced, and the kernel told to keep what is written in memory until the
-end of the run (needs to be root; else it slows down whoever has written a tenth of the memory). Cold: the page cache is
+and then every method, each in a process of its own. A ratio is taken within a round. For mapspec it is that of the
+whole process, less what the same takes for some kB in the same round (start-up). Printed: median, least and most of
+the ratios, that of the copy alone (without deciding what to copy, and publishing), median seconds (with start-up), and
+peak anonymous memory. Also measured is what the machine itself needs, see limits.py.
+
+Warm: sources in the page cache, nothing synced, and the kernel told to keep what is written in memory until the end of
+the run (needs to be root; else it slows down whoever has written a tenth of the memory). Cold: the page cache is
 dropped before each run (needs to be root) and results are synced, those of `cp` too. DIR needs three times the size of
 a checkpoint.
 """
@@ -33,7 +36,18 @@ from once import hold_memory, size_of
 HERE = Path(__file__).resolve().parent
 DROP = Path("/proc/sys/vm/drop_caches")
 DIRTY = {Path("/proc/sys/vm/dirty_background_ratio"): "60", Path("/proc/sys/vm/dirty_ratio"): "80"}
-PARTS = ("dense", "moe", "cold", "others", "startup", "plan")
+PARTS = ("dense", "moe", "warm", "cold", "others", "startup", "plan")
+COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: seconds that count, those of copying where they are known, those of all, and peak memory in MB."""
+
+    seconds: float
+    copying: float | None
+    wall: float
+    peak_mb: float
 
 
 @dataclass
@@ -56,40 +70,46 @@ def cp(source: Path, target: Path, fsync: bool) -> float:
     return time.perf_counter() - began
 
 
-def once(method: str, source: Path, target: Path, fsync: bool) -> tuple[float, float | None, float]:
-    """Seconds, those of copying where they are known, and peak memory in MB of one run in a fresh process."""
+def once(method: str, source: Path, target: Path, fsync: bool) -> Run:
+    """One run in a fresh process."""
     command = [sys.executable, str(HERE / "once.py"), method, str(source), str(target), *(["fsync"] if fsync else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    hold_memory(size_of(source), fsync)
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=COMPILED)
+    wall = time.perf_counter() - began
     if done.returncode:
         sys.exit(f"{method} failed:\n{done.stderr}")
     said = json.loads(done.stdout.splitlines()[-1])
-    return said["seconds"], said["copying"], said["peak_mb"]
+    return Run(said["seconds"], said["copying"], wall, said["peak_mb"])
 
 
-def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds: int, cold: bool) -> None:
+def measure(
+    title: str, runs: list[tuple[str, str, Path]], tiny: Path, target: Path, rounds: int, cold: bool
+) -> None:  # fmt: skip
     """Rounds of `cp` and the runs (label, method, source), interleaved, and their table.
 
     Before each copy, off the clock, what the one before left is removed and the memory for this one fetched, see
     `hold_memory`.
     """
     sources = list(dict.fromkeys(source for _, _, source in runs))
-    found = {label: Results() for label, _, _ in runs}
-    for source in sources:
-        found[f"cp {source.name}"] = Results()
+    found: dict[str, Results] = {}
     for _ in range(rounds):
         base: dict[Path, float] = {}
         for source in sources:
-            base[source] = _timed(lambda source=source: (cp(source, target, cold), None, 0.0), source, target, cold)[0]
-            found[f"cp {source.name}"].seconds.append(base[source])
-            found[f"cp {source.name}"].ratios.append(1.0)
+            _clear(source, target, cold)
+            base[source] = cp(source, target, cold)
+            _note(found, f"cp {source.name}", base[source], base[source])
+        _clear(tiny, target, cold)
+        start_up = once("mapspec", tiny, target, cold).wall
+        _note(found, "start-up of mapspec", start_up, base[sources[0]])
         for label, method, source in runs:
-            seconds, copying, peak = _timed(lambda m=method, s=source: once(m, s, target, cold), source, target, cold)
-            result = found[label]
-            result.seconds.append(seconds)
-            result.ratios.append(seconds / base[source])
-            if copying is not None:
-                result.copying.append(copying / base[source])
-            result.peak_mb = max(result.peak_mb, peak)
+            _clear(source, target, cold)
+            run = once(method, source, target, cold)
+            whole = method.startswith("mapspec")
+            result = _note(found, label, run.wall if whole else run.seconds, base[source], start_up if whole else 0.0)
+            if run.copying is not None:
+                result.copying.append(run.copying / base[source])
+            result.peak_mb = max(result.peak_mb, run.peak_mb)
     shutil.rmtree(target, ignore_errors=True)
     print(f"\n{title}: {rounds} rounds")
     print(f"{'':<44}{'median':>8}{'least':>8}{'most':>8}{'copying':>9}{'seconds':>10}{'peak MB':>9}")
@@ -98,6 +118,13 @@ def measure(title: str, runs: list[tuple[str, str, Path]], target: Path, rounds:
         copying = f"{statistics.median(result.copying):.2f}" if result.copying else ""
         seconds = f"{statistics.median(result.seconds):.2f}"
         print(f"{label:<44}{ratios}{copying:>9}{seconds:>10}{result.peak_mb:>9.0f}", flush=True)
+
+
+def _note(found: dict[str, Results], label: str, seconds: float, base: float, start_up: float = 0.0) -> Results:
+    result = found.setdefault(label, Results())
+    result.seconds.append(seconds)
+    result.ratios.append((seconds - start_up) / base)
+    return result
 
 
 @contextmanager
@@ -113,8 +140,8 @@ def no_writeback() -> Iterator[None]:
             path.write_text(text)
 
 
-def _timed(run, source: Path, target: Path, cold: bool) -> tuple[float, float | None, float]:
-    """A run with no result of an earlier one, and the cache as it shall be."""
+def _clear(source: Path, target: Path, cold: bool) -> None:
+    """No result of an earlier run, and the cache as it shall be."""
     shutil.rmtree(target, ignore_errors=True)
     os.sync()  # what an earlier run left to be written is not this run's burden
     if cold:
@@ -123,11 +150,10 @@ def _timed(run, source: Path, target: Path, cold: bool) -> tuple[float, float | 
         for path in source.rglob("*"):
             if path.is_file():
                 subprocess.run(["cat", str(path)], stdout=subprocess.DEVNULL, check=True)
-    return run()
 
 
 def checkpoint_runs(kind: str, root: Path, nbytes: int, others: bool) -> list[tuple[str, str, Path]]:
-    """Make a checkpoint of both sides; what is measured on them."""
+    """Make a checkpoint of both sides; what is measured on them warm."""
     hf, meg = root / f"{kind}-hf", root / f"{kind}-megatron"
     if not hf.exists():
         total, tensors = make(kind, hf, nbytes)
@@ -138,6 +164,7 @@ def checkpoint_runs(kind: str, root: Path, nbytes: int, others: bool) -> list[tu
         (f"{kind} the same, chunks not cut", "mapspec_uncut", hf),
         (f"{kind} torch_dist -> Hugging Face", "mapspec", meg),
         (f"{kind} verify torch_dist (reads only)", "verify", meg),
+        ("machine: two processes copy whole files", "bare", hf),
     ]
     if others:
         runs += [
@@ -148,28 +175,30 @@ def checkpoint_runs(kind: str, root: Path, nbytes: int, others: bool) -> list[tu
     return runs
 
 
-def startup(root: Path, rounds: int) -> None:
-    """The command line on a checkpoint of some kilobytes."""
+def make_tiny(folder: Path) -> Path:
+    """Make a checkpoint of some kilobytes."""
     config = json.loads((CONFIGS / "nemotron-h-every-option.json").read_text())
     config |= {"use_bias": False, "attention_bias": False, "mlp_bias": False, "num_nextn_predict_layers": 0}
-    (root / "tiny").mkdir()
-    lay_out(config, root / "tiny")
+    folder.mkdir()
+    lay_out(config, folder)
+    return folder
+
+
+def startup(tiny: Path, root: Path, rounds: int) -> None:
+    """The command line on a checkpoint of some kilobytes."""
     python = [sys.executable, "-m", "mapspec"]
-    # As installed: compiled once, not at every start.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    environment["PYTHONPYCACHEPREFIX"] = str(root / "compiled")
     print(f"\nthe command on a checkpoint of some kB, {rounds} rounds after one: seconds, median (least to most)")
     for label, command in {
         "python -c pass": [sys.executable, "-c", "pass"],
-        "mapspec plan": [*python, "plan", str(root / "tiny")],
-        "mapspec convert": [*python, "convert", str(root / "tiny"), str(root / "out"), "--overwrite"],
+        "mapspec plan": [*python, "plan", str(tiny)],
+        "mapspec convert": [*python, "convert", str(tiny), str(root / "out"), "--overwrite"],
         "mapspec verify": [*python, "verify", str(root / "out")],
         "python -c 'import torch'": [sys.executable, "-c", "import torch"],
     }.items():
         times = []
         for _ in range(rounds + 1):
             began = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True, env=environment)
+            subprocess.run(command, check=True, capture_output=True, env=COMPILED)
             times.append(time.perf_counter() - began)
         del times[0]
         print(f"{label:<44}{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})", flush=True)
@@ -207,17 +236,26 @@ def main() -> None:
         print("cold runs are left out: the page cache cannot be dropped here")
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         root = Path(folder)
+        tiny = make_tiny(root / "tiny")
+        # As installed: compiled once, not at every start.
+        COMPILED["PYTHONPYCACHEPREFIX"] = str(root / "compiled")
         for kind in KINDS:
             if kind in only:
                 runs = checkpoint_runs(kind, root, nbytes, "others" in only)
-                with no_writeback():
-                    measure(f"{kind}, warm", runs, root / "out", options.rounds, cold=False)
+                if "warm" in only:
+                    with no_writeback():
+                        measure(f"{kind}, warm", runs, tiny, root / "out", options.rounds, cold=False)
                 if "cold" in only and cold:
-                    measure(f"{kind}, cold and synced", runs, root / "out", options.rounds, cold=True)
+                    hf = runs[0][2]
+                    runs += [
+                        ("machine: its disk reads all of it", "disk_reads", hf),
+                        ("machine: its disk writes all of it", "disk_writes", hf),
+                    ]
+                    measure(f"{kind}, cold and synced", runs, tiny, root / "out", options.rounds, cold=True)
                 for made in (f"{kind}-hf", f"{kind}-megatron"):
                     shutil.rmtree(root / made)
         if "startup" in only:
-            startup(root, options.rounds)
+            startup(tiny, root, options.rounds)
         if "plan" in only:
             planning(root)
 

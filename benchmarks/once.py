@@ -1,7 +1,7 @@
 """One measurement in a process of its own: `python benchmarks/once.py METHOD SOURCE DESTINATION [fsync]`.
 
-Prints JSON: seconds without imports, those of them in which mapspec copied, peak of anonymous memory (sampled) and
-that before the work began, in MB. Start-up is measured from outside. The other writers read with safetensors, as a
+Prints JSON: seconds (without imports, but for those of mapspec), those of them in which mapspec copied, peak of
+anonymous memory (sampled) and that before the work began, in MB. The other writers read with safetensors, as a
 converter that holds tensors in memory would, and their time includes that.
 """
 
@@ -18,8 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from limits import bare, disk_reads, disk_writes
+
+from mapspec.copying.early import reading_early
 from mapspec.cuts import Cuts
-from mapspec.progress import NoProgress
 
 
 def anonymous_mb() -> float:
@@ -66,40 +68,21 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-class Ready(NoProgress):
-    """Sees to it that there is memory when the copy begins; the seconds that it takes are not the copy's.
+def mapspec(source: Path, target: Path, fsync: bool, cuts: Cuts | None = None) -> Callable[[], float]:
+    """`mapspec convert`, in whichever direction, from its imports on; the seconds of its copy."""
 
-    Args:
-        cold: see `hold_memory`.
-    """
+    def run() -> float:
+        with reading_early(source):
+            from mapspec.convert import Output, convert
+            from mapspec.prepare import Request
 
-    def __init__(self, cold: bool) -> None:
-        self.seconds = 0.0
-        self._cold = cold
-
-    def start(self, total: int) -> None:
-        """The copy begins."""
-        began = time.perf_counter()
-        hold_memory(total, self._cold)
-        self.seconds = time.perf_counter() - began
-
-
-def mapspec(source: Path, target: Path, fsync: bool, cuts: Cuts | None = None) -> Callable[[], tuple[float, float]]:
-    """`mapspec convert`, in whichever direction; the seconds of its copy, and those that are not its own."""
-    import mapspec.convert as convert
-    from mapspec.prepare import Request
-
-    request = Request(source) if cuts is None else Request(source, cuts=cuts)
-    ready = Ready(fsync)
-
-    def run() -> tuple[float, float]:
-        done = convert.convert(request, convert.Output(target, fsync=fsync), ready)
-        return done.copied.seconds - ready.seconds, ready.seconds
+            request = Request(source) if cuts is None else Request(source, cuts=cuts)
+            return convert(request, Output(target, fsync=fsync)).copied.seconds
 
     return run
 
 
-def mapspec_uncut(source: Path, target: Path, fsync: bool) -> Callable[[], tuple[float, float]]:
+def mapspec_uncut(source: Path, target: Path, fsync: bool) -> Callable[[], float]:
     """The same with one chunk per weight."""
     return mapspec(source, target, fsync, Cuts(1))
 
@@ -171,7 +154,7 @@ def _sync(path: Path) -> None:
 
 
 OTHERS = {f.__name__: f for f in (safetensors, dcp, megatron)}
-METHODS = {f.__name__: f for f in (mapspec, mapspec_uncut, verify)} | OTHERS
+METHODS = {f.__name__: f for f in (mapspec, mapspec_uncut, verify, bare, disk_reads, disk_writes)} | OTHERS
 
 
 def main() -> None:
@@ -179,7 +162,7 @@ def main() -> None:
     method, source, target, *more = sys.argv[1:]
     fsync = more == ["fsync"]
     run = METHODS[method](Path(source), Path(target), fsync)
-    if method in OTHERS:
+    if method in OTHERS:  # importing torch has taken seconds
         hold_memory(size_of(Path(source)), fsync)
     before = anonymous_mb()
     peak, stop = [before], threading.Event()
@@ -193,8 +176,8 @@ def main() -> None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     began = time.perf_counter()
-    copying, aside = run() or (None, 0.0)
-    seconds = time.perf_counter() - began - aside
+    copying = run()
+    seconds = time.perf_counter() - began
     stop.set()
     watcher.join()
     print(json.dumps({"seconds": seconds, "copying": copying, "peak_mb": peak[0], "before_mb": before}), flush=True)

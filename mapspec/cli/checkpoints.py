@@ -33,7 +33,14 @@ from mapspec.cli.options import (
     write_result,
 )
 from mapspec.cli.request import RequestOptions, spread
-from mapspec.cli.unfinished import mention_leftovers, say_done, spoken_once, terminable, threads_per_rank
+from mapspec.cli.unfinished import (
+    early_reading,
+    mention_leftovers,
+    say_done,
+    spoken_once,
+    terminable,
+    threads_per_rank,
+)
 
 __all__ = ["convert", "plan", "verify"]
 
@@ -68,31 +75,32 @@ def convert(
     format: FormatOpt = Format.TEXT,
 ) -> None:
     """Convert a checkpoint, in either direction. The result appears complete or not at all."""
-    from mapspec.convert import Output, convert
-    from mapspec.gloo_team import team_of
-    from mapspec.io.remote import is_url
-    from mapspec.progress import progress_for
-    from mapspec.render.summary import render_converted
+    with early_reading(source, resume, os.environ):  # first of all: what follows takes its time
+        from mapspec.convert import Output, convert
+        from mapspec.gloo_team import team_of
+        from mapspec.io.remote import is_url
+        from mapspec.progress import progress_for
+        from mapspec.render.summary import render_converted
 
-    output = Output(
-        destination,
-        overwrite,
-        parse_size(max_shard_size),
-        None if iteration == "release" else parse_iteration(iteration),
-        threads or threads_per_rank(os.environ),
-        resume=resume,
-        recheck=recheck,
-        keep=keep,
-        max_memory=None if max_memory is None else parse_size(max_memory, "--max-memory"),
-    )
-    request = wanted.request(source)
-    rank = int(os.environ.get("RANK", "0"))
-    if not resume and rank == 0 and not is_url(destination):
-        mention_leftovers(destination)
-    with terminable(rank), team_of(os.environ) as team, spoken_once(rank):
-        done = convert(request, output, progress_for(sys.stderr, progress.value, rank=rank), team)
-    if rank == 0:
-        say_done(render_converted(done, format.value))
+        output = Output(
+            destination,
+            overwrite,
+            parse_size(max_shard_size),
+            None if iteration == "release" else parse_iteration(iteration),
+            threads or threads_per_rank(os.environ),
+            resume=resume,
+            recheck=recheck,
+            keep=keep,
+            max_memory=None if max_memory is None else parse_size(max_memory, "--max-memory"),
+        )
+        request = wanted.request(source)
+        rank = int(os.environ.get("RANK", "0"))
+        if not resume and rank == 0 and not is_url(destination):
+            mention_leftovers(destination)
+        with terminable(rank), team_of(os.environ) as team, spoken_once(rank):
+            done = convert(request, output, progress_for(sys.stderr, progress.value, rank=rank), team)
+        if rank == 0:
+            say_done(render_converted(done, format.value))
 
 
 @app.command()

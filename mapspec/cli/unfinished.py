@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -15,13 +15,24 @@ import typer
 from mapspec.errors import MapspecError
 from mapspec.render.findings import render_findings
 
-__all__ = ["mention_leftovers", "say", "say_done", "spoken_once", "terminable", "threads_per_rank"]
+__all__ = ["early_reading", "mention_leftovers", "say", "say_done", "spoken_once", "terminable", "threads_per_rank"]
 
 
 def threads_per_rank(environment: Mapping[str, str]) -> int | None:
     """Threads for one of several processes on a host: its part of the cores. `None` for a process by itself."""
     beside = int(environment.get("LOCAL_WORLD_SIZE", "1"))
     return None if beside == 1 else max(1, len(os.sched_getaffinity(0)) // beside)
+
+
+def early_reading(source: Path, resume: bool, environment: Mapping[str, str]) -> ExitStack:
+    """Begin to read the source while everything else starts, where all of it will be read from here: not for one of
+    several processes, and not where an earlier run may have finished a part."""
+    from mapspec.copying.early import reading_early
+    from mapspec.io.remote import RemotePath
+
+    if resume or int(environment.get("WORLD_SIZE", "1")) > 1 or isinstance(source, RemotePath):
+        return ExitStack()
+    return reading_early(source)
 
 
 def mention_leftovers(destination: Path) -> None:

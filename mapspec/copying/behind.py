@@ -1,56 +1,73 @@
-"""Having the disk write while more is copied, and leaving no trace in the page cache.
+"""Having the disk write while more is copied, and leaving no trace in the page cache where that would do harm.
 
-This is for copies that would push everything else out of the cache. For smaller ones the kernel's own write-back was
-as fast when measured, and whoever reads the result next finds it in the cache.
+By itself the kernel waits until a tenth of the memory is to be written, or somebody asks for a file to be on disk:
+until then the disk idles, and then everybody waits for it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections import deque
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Behind", "crowded"]
+__all__ = ["Behind", "available_memory", "crowded"]
 
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
-_LAG = 16
+# Bytes that the disk is told of at once.
+_RUN = 16 << 20
 
 
 class Behind:
-    """Follows the writes to one file. For one thread.
+    """Follows the writes to one file that shall be on disk in the end. For one thread.
 
     Args:
-        fd: the file. Its pages leave the cache once they are on disk.
+        fd: the file.
+        drop: whether pages leave the cache once they are on disk, but for the last ones. This is for copies that would
+            push everything else out of it; else whoever reads the result next finds it there.
     """
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._waiting: deque[tuple[int, int]] = deque()
+    def __init__(self, fd: int, drop: bool) -> None:
+        self._fd, self._drop = fd, drop
+        self._before: tuple[int, int] | None = None  # offset and length of the run that the disk was told of last
+        self._begin()
+
+    def _begin(self) -> None:
+        self._low, self._high, self._nbytes = sys.maxsize, 0, 0
 
     def wrote(self, offset: int, nbytes: int) -> None:
-        """These bytes have just been written: the disk may begin with them."""
-        start = _starter()
-        if start is None:
-            return
-        start(self._fd, offset, nbytes, _WRITE)
-        self._waiting.append((offset, nbytes))
-        if len(self._waiting) > _LAG:
-            offset, nbytes = self._waiting.popleft()
-            start(self._fd, offset, nbytes, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
-            os.posix_fadvise(self._fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+        """These bytes have just been written; a run may lie in several places of the file."""
+        self._low, self._high = min(self._low, offset), max(self._high, offset + nbytes)
+        self._nbytes += nbytes
+        if self._nbytes >= _RUN:
+            if (start := _starter()) is not None:
+                self._tell(start, (self._low, self._high - self._low))
+            self._begin()
+
+    def _tell(self, start: Callable[[int, int, int, int], int], run: tuple[int, int]) -> None:
+        start(self._fd, *run, _WRITE)
+        if self._drop:
+            if self._before is not None:
+                start(self._fd, *self._before, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
+                os.posix_fadvise(self._fd, *self._before, os.POSIX_FADV_DONTNEED)
+            self._before = run
 
 
 def crowded(nbytes: int) -> bool:
     """Whether `nbytes` that pass through the page cache would push most other things out of it."""
+    available = available_memory()
+    return available > 0 and nbytes > available // 2
+
+
+def available_memory() -> int:
+    """Bytes that the system could give out without swapping; 0 where it does not say."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
-        return False
-    free = next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable")), nbytes)
-    return nbytes > free // 2
+        return 0
+    return next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable")), 0)
 
 
 @cache

@@ -91,7 +91,7 @@ class Worker:
         try:
             self._fd = create(path, program.size) if program.whole else os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                self._behind = Behind(self._fd) if self.setting.drop else None
+                self._behind = Behind(self._fd, self.setting.drop) if self.setting.fsync else None
                 self._fill(program)
                 self._lane.flush()
                 if self.setting.fsync:
