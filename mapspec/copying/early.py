@@ -53,9 +53,9 @@ def _into_cache(fd: int, size: int, post: Post[None]) -> None:
     for at in range(0, size, _STEP):
         if post.stopped:
             return
-        os.posix_fadvise(fd, at, min(_STEP, size - at), os.POSIX_FADV_WILLNEED)
-        os.pread(fd, 1, max(at - 1, 0))  # the step before has arrived, this one is on its way
-    os.pread(fd, 1, max(size - 1, 0))
+        end = min(at + _STEP, size)
+        os.posix_fadvise(fd, at, end - at, os.POSIX_FADV_WILLNEED)
+        os.pread(fd, 1, end - 1)  # waits until it is there
 
 
 def _data_files(source: Path) -> list[Path]:
