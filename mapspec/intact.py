@@ -16,6 +16,7 @@ from mapspec.crew import Post, Tally, Threads
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
 from mapspec.io.filesystem import access_to
+from mapspec.io.kernel import advise
 from mapspec.io.remote import RemotePath, located
 from mapspec.io.torch_dist import TRACKER
 from mapspec.progress import NoProgress, Progress
@@ -166,7 +167,7 @@ def _blocks(path: Path, buffer: memoryview) -> Iterator[int]:
         return
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in its place is not waited for
     try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        advise(fd, 0, 0, "SEQUENTIAL")
         at = 0
         while got := os.preadv(fd, [buffer], at):
             yield got

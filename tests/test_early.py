@@ -112,7 +112,7 @@ def test_it_ends_when_it_is_told_to(tmp_path: Path) -> None:
     assert 256 <= cached(data) < 64 * 256
 
 
-@pytest.mark.parametrize("what", ["nothing", "a file", "an empty file", "a folder in its place", "a link to nowhere"])
+@pytest.mark.parametrize("what", ["nothing", "a file", "an empty file", "a folder", "a pipe", "a link to nowhere"])
 def test_whatever_is_wrong_is_said_by_others(tmp_path: Path, what: str) -> None:
     source = tmp_path / "hf"
     if what == "a file":
@@ -120,8 +120,10 @@ def test_whatever_is_wrong_is_said_by_others(tmp_path: Path, what: str) -> None:
     elif what != "nothing":
         source.mkdir()
         place = source / "model.safetensors"
-        if what == "a folder in its place":
+        if what == "a folder":
             place.mkdir()
+        elif what == "a pipe":
+            os.mkfifo(place)
         elif what == "an empty file":
             place.touch()
         else:

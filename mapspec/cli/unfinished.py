@@ -13,6 +13,7 @@ from types import FrameType
 import typer
 
 from mapspec.errors import MapspecError
+from mapspec.io.kernel import cores
 from mapspec.render.findings import render_findings
 
 __all__ = ["early_reading", "mention_leftovers", "say", "say_done", "spoken_once", "terminable", "threads_per_rank"]
@@ -21,7 +22,7 @@ __all__ = ["early_reading", "mention_leftovers", "say", "say_done", "spoken_once
 def threads_per_rank(environment: Mapping[str, str]) -> int | None:
     """Threads for one of several processes on a host: its part of the cores. `None` for a process by itself."""
     beside = int(environment.get("LOCAL_WORLD_SIZE", "1"))
-    return None if beside == 1 else max(1, len(os.sched_getaffinity(0)) // beside)
+    return None if beside == 1 else max(1, cores() // beside)
 
 
 def early_reading(source: Path, resume: bool, environment: Mapping[str, str]) -> ExitStack:

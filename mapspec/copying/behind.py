@@ -7,11 +7,12 @@ until then the disk idles, and then everybody waits for it.
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+from mapspec.io.kernel import advise
 
 __all__ = ["Behind", "available_memory", "crowded"]
 
@@ -51,7 +52,7 @@ class Behind:
         if self._drop:
             if self._before is not None:
                 start(self._fd, *self._before, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
-                os.posix_fadvise(self._fd, *self._before, os.POSIX_FADV_DONTNEED)
+                advise(self._fd, *self._before, "DONTNEED")
             self._before = run
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from mapspec.copying.behind import available_memory
 from mapspec.crew import Post, Processes, can_fork
 from mapspec.errors import ConvertError
+from mapspec.io.kernel import advise
 
 __all__ = ["reading_early"]
 
@@ -43,10 +44,13 @@ def _read(source: Path, post: Post[None]) -> None:
     left = available_memory() // _PART
     with suppress(OSError):
         for path in _data_files(source):
-            with path.open("rb", buffering=0) as file:
-                size = min(os.fstat(file.fileno()).st_size, left)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in its place is not waited for
+            try:
+                size = min(os.fstat(fd).st_size, left)
                 left -= size
-                _into_cache(file.fileno(), size, post)
+                _into_cache(fd, size, post)
+            finally:
+                os.close(fd)
 
 
 def _into_cache(fd: int, size: int, post: Post[None]) -> None:
@@ -54,7 +58,7 @@ def _into_cache(fd: int, size: int, post: Post[None]) -> None:
         if post.stopped:
             return
         end = min(at + _STEP, size)
-        os.posix_fadvise(fd, at, end - at, os.POSIX_FADV_WILLNEED)
+        advise(fd, at, end - at, "WILLNEED")
         os.pread(fd, 1, end - 1)  # waits until it is there
 
 

@@ -14,6 +14,7 @@ from mapspec.copying.ahead import Ahead
 from mapspec.copying.vectored import Column, read_columns, rows_of
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.io.filesystem import Access, access_to
+from mapspec.io.kernel import advise
 from mapspec.io.remote import RemotePath, is_url, located
 
 __all__ = ["ReadProblem", "SourceFiles"]
@@ -75,7 +76,7 @@ class SourceFiles:
             self._asking().expect(path, offset, length)
         elif length:
             with suppress(ReadProblem, OSError):  # the read itself says what is wrong
-                os.posix_fadvise(self._fd(file, offset), offset, length, os.POSIX_FADV_WILLNEED)
+                advise(self._fd(file, offset), offset, length, "WILLNEED")
 
     def read_into(self, view: memoryview, file: str, offset: int) -> None:
         """Fill `view` (bytes) with what stands in `file` from `offset` on. Raises `ReadProblem`."""
@@ -116,7 +117,7 @@ class SourceFiles:
     def forget(self, file: str, offset: int, length: int) -> None:
         """These bytes have been read and are not needed again: the page cache may do without them."""
         if (fd := self._open.get(file)) is not None:
-            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+            advise(fd, offset, length, "DONTNEED")
 
     def _elsewhere(self, file: str) -> RemotePath | None:
         """The file as one that is not on this machine, or `None`. Files of the reference come as URL or full path."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mapspec.copying.source import ReadProblem, SourceFiles
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill
 from mapspec.io.filesystem import Access
+from mapspec.io.kernel import reserve
 from mapspec.io.unwritable import write_problem
 from mapspec.tensors import StoredTensor
 
@@ -175,18 +175,8 @@ def create(path: Path, size: int) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        _reserve(fd, size)
+        reserve(fd, size)
     except OSError:
         os.close(fd)
         raise
     return fd
-
-
-def _reserve(fd: int, size: int) -> None:
-    try:
-        if size:
-            os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise
-        os.ftruncate(fd, size)

@@ -39,7 +39,7 @@ type _Kind = Literal["next", "told", "failed", "ended"]
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 # Looked up here: in a forked process the loader may be locked by a thread that is not there.
-_prctl = ctypes.CDLL(None).prctl
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def can_fork() -> bool:
@@ -242,6 +242,7 @@ def _alone(parent: int, connection: Connection) -> None:
     """Leave to the parent what is its own: signals, files, locks and sockets."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent is told as well, and ends its workers in order
+    assert _prctl is not None
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

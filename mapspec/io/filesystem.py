@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
+from mapspec.io.kernel import cores as usable_cores
 from mapspec.io.remote import RemotePath
 
 __all__ = ["KINDS", "PLACES", "Access", "access_to", "kind_of", "with_changes"]
@@ -105,7 +106,7 @@ def access_to(path: Path, *, cores: int | None = None, mounts: str | None = None
         kind = kind_of(path, mounts)
         place = "user space" if kind.startswith("fuse") else KINDS.get(kind, "local")
     least, read, ahead, _ = PLACES[place]
-    return Access(kind, place, max(least, cores or len(os.sched_getaffinity(0))), read, ahead)
+    return Access(kind, place, max(least, cores or usable_cores()), read, ahead)
 
 
 def with_changes(access: Access, text: str) -> Access:

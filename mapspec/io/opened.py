@@ -11,6 +11,7 @@ from typing import Protocol
 
 from mapspec.diagnostics import Diagnostic, Note
 from mapspec.io.filesystem import access_to
+from mapspec.io.kernel import advise
 from mapspec.io.remote import RemotePath
 from mapspec.io.stamp import Stamp
 
@@ -54,7 +55,7 @@ class _LocalFile:
         # One after the other, each would take the disk or the network a turn; thus it has many to choose from.
         size = self.stamp.nbytes
         for start, stop in _together((start, min(stop, size)) for start, stop in ranges if start < size):
-            os.posix_fadvise(self._fd, start, stop - start, os.POSIX_FADV_WILLNEED)
+            advise(self._fd, start, stop - start, "WILLNEED")
 
 
 class _RemoteFile:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from mapspec.coverage import cover
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError, PlanError
 from mapspec.io.hf_folder import HFCheckpoint, open_hf
+from mapspec.io.kernel import cores
 from mapspec.io.opened import changed
 from mapspec.live.matching import Held, Live, match
 from mapspec.live.names import unwrap
@@ -183,7 +183,7 @@ def _fill(root: Path, work: Sequence[tuple[Held, list[Piece]]], threads: int | N
     def place(pair: tuple[Held, list[Piece]]) -> tuple[str, int]:
         return min(((p.file, p.start) for p in pair[1] if p.file is not None), default=("", 0))
 
-    count = threads or min(_THREADS, len(os.sched_getaffinity(0)))
+    count = threads or min(_THREADS, cores())
     pinned = any(held.local.tensor.is_cuda for held, _ in work)
     readers: list[Reader] = []
     mine = threading.local()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ import numpy as np
 from mapspec.copying.source import ReadProblem, SourceFiles
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError, ConvertError, PlanError
+from mapspec.io.kernel import reserve
 from mapspec.io.layout import Layout, NewTensor
 from mapspec.io.safetensors_layout import layout_safetensors
 from mapspec.live.beside import write_beside
@@ -139,7 +139,7 @@ def _prepare(team: Team, stack: ExitStack, folder: Path, overwrite: bool, follow
                 (partial / file).parent.mkdir(parents=True, exist_ok=True)
                 writer = Writer(partial)
                 with (partial / file).open("xb") as made:
-                    os.posix_fallocate(made.fileno(), 0, size)
+                    reserve(made.fileno(), size)
                 for framing in layout.framing.get(file, ()):
                     writer.put(file, framing.offset, framing.data)
                 writer.close(fsync=False)
