@@ -38,6 +38,7 @@ DROP = Path("/proc/sys/vm/drop_caches")
 DIRTY = {Path("/proc/sys/vm/dirty_background_ratio"): "60", Path("/proc/sys/vm/dirty_ratio"): "80"}
 PARTS = ("dense", "moe", "warm", "cold", "others", "startup", "plan")
 COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+COMPILED["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # as the command does
 
 
 @dataclass(frozen=True)

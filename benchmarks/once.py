@@ -8,6 +8,7 @@ other writers read with safetensors, as a converter that holds tensors in memory
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import mmap
 import os
@@ -85,6 +86,7 @@ def mapspec(source: Path, target: Path, fsync: bool, cuts: Cuts | None = None) -
     """`mapspec convert`, in whichever direction, from its imports on; seconds of its copy, and those not its own."""
 
     def run() -> tuple[float, float]:
+        gc.set_threshold(50_000, 20, 20)  # as the command does
         with reading_early(source):
             from mapspec.convert import Output, convert
             from mapspec.prepare import Request

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from mapspec.tensors import Box, box_shape, numel, whole
 
@@ -30,6 +31,11 @@ def tiling_fault(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
     """
     if len(boxes) == 1 and boxes[0] == whole(shape):
         return None
+    return _fault(tuple(shape), tuple(boxes))
+
+
+@lru_cache(8)  # the experts of one layer lie as those of the next
+def _fault(shape: tuple[int, ...], boxes: tuple[Box, ...]) -> str | None:
     for box in boxes:
         if len(box) != len(shape) or any(not 0 <= a <= b <= n for (a, b), n in zip(box, shape, strict=True)):
             return f"{show_box(box)} lies outside of {list(shape)}"

@@ -117,8 +117,7 @@ class Work:
             for file, size in sorted(copy.layout.file_sizes.items()):
                 digest.update(f"{copy.path(file)} {size}\n".encode())
                 for framing in copy.layout.framing.get(file, ()):
-                    digest.update(f"{framing.offset} {len(framing.data)} ".encode())
-                    digest.update(framing.data)
+                    digest.update(b"%d %d %b" % (framing.offset, len(framing.data), framing.data))
         for name, data in (*self.beside.items(), *self.last.items()):
             digest.update(f"{name} {len(data)} ".encode())
             digest.update(data)

@@ -135,10 +135,30 @@ class RuleForms:
         """Pieces between two surfaces, for one position; leading axes of stacked tensors left out."""
         return self._regions[left, right]
 
+    def written(self, left: str, right: str, position: Mapping[str, int]) -> Iterator[str]:
+        """`repr` of what `Row.pieces` gives; most of it is the same for all rows, and is made once."""
+        for piece, a, a_box, b, b_box in self._texts[left, right]:
+            of_a = a_box or repr(a.lead(position) + piece.left_box)
+            of_b = b_box or repr(b.lead(position) + piece.right_box)
+            yield f"({a.name(position)!r}, {of_a}, {b.name(position)!r}, {of_b})"
+
+    @cached_property
+    def _texts(self) -> Mapping[tuple[str, str], tuple[tuple[Piece, Form, str | None, Form, str | None], ...]]:
+        found = {}
+        for (left, right), pieces in self._regions.items():
+            forms = [(p, self.surfaces[left][p.left], self.surfaces[right][p.right]) for p in pieces]
+            found[left, right] = tuple((p, a, _text(p.left_box, a), b, _text(p.right_box, b)) for p, a, b in forms)
+        return found
+
     @cached_property
     def _regions(self) -> Mapping[tuple[str, str], tuple[Piece, ...]]:
         slots = {name: [form.slot for form in forms] for name, forms in self.surfaces.items()}
         return {(a, b): pair(slots[a], slots[b]) for a in SURFACES for b in SURFACES if a != b}
+
+
+def _text(box: Box, form: Form) -> str | None:
+    """The box as Python writes it, if it is that of every position."""
+    return None if form.stacked else repr(box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,10 +281,10 @@ class Table:
         """Hex digest of what the table does: equal tables have equal hashes, however their specs are written."""
         digest = hashlib.sha256()
         for row in sorted(self.rows, key=lambda r: r.megatron):
-            digest.update(f"{row.megatron} {row.rule.dtype} {self.tied.get(row.megatron, '')}\n".encode())
+            texts = [f"{row.megatron} {row.rule.dtype} {self.tied.get(row.megatron, '')}\n"]
             for left, right in (("hf", "megatron"), ("megatron", "stored")):
-                for piece in row.pieces(left, right):
-                    digest.update(repr(piece).encode())
+                texts += row.forms.written(left, right, row.position)
+            digest.update("".join(texts).encode())
         digest.update("\n".join(sorted(self.objects)).encode())
         return digest.hexdigest()
 

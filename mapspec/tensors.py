@@ -50,12 +50,12 @@ def numel(shape: Sequence[int]) -> int:
 
 def whole(shape: Sequence[int]) -> Box:
     """The box that covers a tensor of that shape."""
-    return tuple((0, n) for n in shape)
+    return tuple([(0, n) for n in shape])
 
 
 def box_shape(box: Box) -> tuple[int, ...]:
     """Extent of the box per axis."""
-    return tuple(stop - start for start, stop in box)
+    return tuple([stop - start for start, stop in box])
 
 
 @dataclass(frozen=True, slots=True)

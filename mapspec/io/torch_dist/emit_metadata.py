@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from mapspec.io.torch_dist.emit import emit_int, emit_text, emit_tuple
 from mapspec.io.torch_dist.metadata import Slot
-from mapspec.tensors import StoredTensor, box_shape
+from mapspec.tensors import Box, StoredTensor, box_shape
 
 __all__ = ["metadata_pickle"]
 
@@ -85,14 +85,29 @@ class _Writer:
         self.info_offset = memo.text("offset")
         self.info_length = memo.text("length")
 
+        # Most pieces occur again and again: files and lengths, and the boxes of experts in every layer.
+        self._before_offset: dict[str, bytes] = {}
+        self._after_offset: dict[int, bytes] = {}
+        self._boxes: dict[Box, tuple[bytes, bytes]] = {}
+
     def slot(self, slot: Slot) -> bytes:
-        return b"".join(
-            [
-                self.info + self.memo.text(slot.file),
-                self.info_offset + emit_int(slot.offset),
-                self.info_length + emit_int(slot.length) + b"ub",
-            ]
-        )
+        before, after = self._before_offset.get(slot.file), self._after_offset.get(slot.length)
+        if before is None:
+            before = self.info + self.memo.text(slot.file) + self.info_offset
+            self._before_offset[slot.file] = before
+        if after is None:
+            after = self.info_length + emit_int(slot.length) + b"ub"
+            self._after_offset[slot.length] = after
+        return before + emit_int(slot.offset) + after
+
+    def box(self, box: Box) -> tuple[bytes, bytes]:
+        """The chunk with that box, and the offsets that its place is found by."""
+        found = self._boxes.get(box)
+        if found is None:
+            offsets = self.size_of(tuple([start for start, _ in box]))
+            chunk = self.chunk + offsets + self.chunk_sizes + self.size_of(box_shape(box)) + b"ub"
+            found = self._boxes[box] = chunk, self.index_offset + offsets + b"ub"
+        return found
 
 
 def metadata_pickle(
@@ -112,9 +127,9 @@ def metadata_pickle(
         key = memo.text(tensor.name)
         entries += (key, w.tensor, memo.dtype(tensor.dtype), w.properties_end, w.size_of(tensor.shape), w.chunks)
         for chunk, slot in zip(tensor.chunks, slots, strict=True):
-            offsets = w.size_of(tuple(start for start, _ in chunk.box))
-            entries += (w.chunk, offsets, w.chunk_sizes, w.size_of(box_shape(chunk.box)), b"ub")
-            places += (w.index, key, w.index_offset, offsets, b"ub", w.slot(slot))
+            entry, place = w.box(chunk.box)
+            entries.append(entry)
+            places += (w.index, key, place, w.slot(slot))
         entries.append(b"eub")
     body = [
         *(memo.known("Metadata"), b")\x81}("),
