@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from xxhash import xxh3_128_hexdigest
 
 from mapspec.copy import execute, jobs_of, read_tensor
-from mapspec.copying import alignment, jobs, vectored
+from mapspec.copying import alignment, behind, jobs, vectored
 from mapspec.copying.alignment import PAGE, pages
+from mapspec.copying.behind import Behind
 from mapspec.copying.jobs import Job, divided
 from mapspec.copying.lane import Lane, lanes_in
 from mapspec.copying.source import ReadProblem, SourceFiles
@@ -257,3 +258,53 @@ def test_a_worker_that_fails_leaves_a_divided_file_undone(tmp_path: Path) -> Non
         )  # fmt: skip
     assert told == []
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["f0"]
+
+
+MIB = 1 << 20
+WRITTEN = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 8)), max_size=60)
+
+
+@given(WRITTEN, st.booleans())
+def test_the_disk_is_told_of_all_that_was_written_but_the_last_run(places: list[tuple[int, int]], drop: bool) -> None:
+    told: list[tuple[int, int]] = []
+    dropped: list[tuple[int, int]] = []
+    written, waits = set[int](), 0
+
+    def start(fd: int, offset: int, nbytes: int, flags: int) -> int:
+        if flags == 2:
+            told.append((offset, offset + nbytes))
+        else:
+            assert drop
+            assert (offset, offset + nbytes) in told
+        return 0
+
+    def advised(fd: int, offset: int, nbytes: int, what: str) -> None:
+        dropped.append((offset, offset + nbytes))
+
+    with mock.patch.object(behind, "_starter", return_value=start), mock.patch.object(behind, "advise", advised):
+        follower = Behind(-1, drop)
+        for block, count in places:
+            before = len(told)
+            follower.wrote(block * MIB, count * MIB)
+            written |= set(range(block, block + count))
+            waits += count
+            assert (len(told) > before) == (waits >= 16)
+            if len(told) > before:
+                assert written <= {b for low, high in told for b in range(low // MIB, high // MIB)}
+                waits = 0
+    assert dropped == (told[:-1] if drop else [])
+
+
+def test_the_disk_is_told_only_of_what_shall_be_on_it(tmp_path: Path) -> None:
+    array = np.zeros((40, MIB), np.uint8)
+    (tmp_path / "a").write_bytes(array.tobytes())
+    source = StoredTensor("s", "uint8", array.shape, (Chunk(whole(array.shape), "a", 0, array.nbytes),))
+    target = StoredTensor("t", "uint8", array.shape, (Chunk(whole(array.shape), "x", 0, array.nbytes),))
+    layout = Layout({"t": target}, {"x": array.nbytes}, {}, {})
+    fills = [Fill(target, target.chunks[0], (Part(whole(array.shape), source, whole(array.shape)),))]
+    for fsync, expected in ((True, [(0, 16 * MIB), (16 * MIB, 16 * MIB)]), (False, [])):
+        told: list[tuple[int, int]] = []
+        (tmp_path / f"out-{fsync}").mkdir()
+        with mock.patch.object(behind, "_starter", lambda told=told: lambda fd, at, n, how: told.append((at, n))):
+            execute(fills, layout, source_root=tmp_path, target_root=tmp_path / f"out-{fsync}", fsync=fsync, threads=1)
+        assert told == expected
