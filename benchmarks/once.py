@@ -23,6 +23,7 @@ from limits import bare, disk_reads, disk_writes
 
 from mapspec.copying.early import reading_early
 from mapspec.cuts import Cuts
+from mapspec.io.kernel import available_memory
 from mapspec.progress import NoProgress
 
 
@@ -54,10 +55,8 @@ def hold_memory(nbytes: int, cold: bool) -> None:
     Args:
         cold: whether what is read, too, comes into the page cache only then.
     """
-    text = Path("/proc/meminfo").read_text()
-    available = next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable"))
     _holding.set()
-    size = min(nbytes * (1 + cold) + (1 << 29), available // 2)
+    size = min(nbytes * (1 + cold) + (1 << 29), available_memory() // 2)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 1, len(memory))

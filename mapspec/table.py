@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 from mapspec.axes import BoundAxis, Position
@@ -135,20 +136,21 @@ class RuleForms:
         """Pieces between two surfaces, for one position; leading axes of stacked tensors left out."""
         return self._regions[left, right]
 
-    def written(self, left: str, right: str, position: Mapping[str, int]) -> Iterator[str]:
-        """`repr` of what `Row.pieces` gives; most of it is the same for all rows, and is made once."""
-        for piece, a, a_box, b, b_box in self._texts[left, right]:
+    def written(self, position: Mapping[str, int]) -> Iterator[str]:
+        """`repr` of what `Row.pieces` gives between neighbours; most of it is the same for all rows, and made once."""
+        for piece, a, a_box, b, b_box in self._texts:
             of_a = a_box or repr(a.lead(position) + piece.left_box)
             of_b = b_box or repr(b.lead(position) + piece.right_box)
             yield f"({a.name(position)!r}, {of_a}, {b.name(position)!r}, {of_b})"
 
     @cached_property
-    def _texts(self) -> Mapping[tuple[str, str], tuple[tuple[Piece, Form, str | None, Form, str | None], ...]]:
-        found = {}
-        for (left, right), pieces in self._regions.items():
-            forms = [(p, self.surfaces[left][p.left], self.surfaces[right][p.right]) for p in pieces]
-            found[left, right] = tuple((p, a, _text(p.left_box, a), b, _text(p.right_box, b)) for p, a, b in forms)
-        return found
+    def _texts(self) -> tuple[tuple[Piece, Form, str | None, Form, str | None], ...]:
+        forms = [
+            (piece, self.surfaces[left][piece.left], self.surfaces[right][piece.right])
+            for left, right in pairwise(SURFACES)
+            for piece in self.region(left, right)
+        ]
+        return tuple([(p, a, _text(p.left_box, a), b, _text(p.right_box, b)) for p, a, b in forms])
 
     @cached_property
     def _regions(self) -> Mapping[tuple[str, str], tuple[Piece, ...]]:
@@ -281,10 +283,8 @@ class Table:
         """Hex digest of what the table does: equal tables have equal hashes, however their specs are written."""
         digest = hashlib.sha256()
         for row in sorted(self.rows, key=lambda r: r.megatron):
-            texts = [f"{row.megatron} {row.rule.dtype} {self.tied.get(row.megatron, '')}\n"]
-            for left, right in (("hf", "megatron"), ("megatron", "stored")):
-                texts += row.forms.written(left, right, row.position)
-            digest.update("".join(texts).encode())
+            head = f"{row.megatron} {row.rule.dtype} {self.tied.get(row.megatron, '')}\n"
+            digest.update("".join([head, *row.forms.written(row.position)]).encode())
         digest.update("\n".join(sorted(self.objects)).encode())
         return digest.hexdigest()
 

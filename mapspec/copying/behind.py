@@ -10,11 +10,10 @@ import ctypes
 import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
-from mapspec.io.kernel import advise
+from mapspec.io.kernel import advise, available_memory
 
-__all__ = ["Behind", "available_memory", "crowded"]
+__all__ = ["Behind", "crowded"]
 
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
 # Bytes that the disk is told of at once.
@@ -60,15 +59,6 @@ def crowded(nbytes: int) -> bool:
     """Whether `nbytes` that pass through the page cache would push most other things out of it."""
     available = available_memory()
     return available > 0 and nbytes > available // 2
-
-
-def available_memory() -> int:
-    """Bytes that the system could give out without swapping; 0 where it does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable")), 0)
 
 
 @cache

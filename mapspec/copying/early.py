@@ -11,10 +11,9 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from mapspec.copying.behind import available_memory
 from mapspec.crew import Post, Processes, can_fork
 from mapspec.errors import ConvertError
-from mapspec.io.kernel import advise
+from mapspec.io.kernel import advise, available_memory
 
 __all__ = ["reading_early"]
 

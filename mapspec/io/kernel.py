@@ -1,13 +1,14 @@
-"""What the operating system can be asked for about files and processors. Linux knows all of it, other systems a part:
-there, nothing is advised, room is not promised, and all processors count."""
+"""What the operating system can be asked for about files, memory and processors. Linux knows all of it, other systems a
+part: there, nothing is advised, room is not promised, memory is unknown, and all processors count."""
 
 from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import Literal
 
-__all__ = ["advise", "cores", "reserve"]
+__all__ = ["advise", "available_memory", "cores", "reserve"]
 
 
 def advise(fd: int, offset: int, length: int, what: Literal["WILLNEED", "DONTNEED", "SEQUENTIAL"]) -> None:
@@ -39,3 +40,12 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that the system could give out without swapping; 0 where it does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable")), 0)

@@ -85,29 +85,19 @@ class _Writer:
         self.info_offset = memo.text("offset")
         self.info_length = memo.text("length")
 
-        # Most pieces occur again and again: files and lengths, and the boxes of experts in every layer.
-        self._before_offset: dict[str, bytes] = {}
-        self._after_offset: dict[int, bytes] = {}
-        self._boxes: dict[Box, tuple[bytes, bytes]] = {}
+        # Files and lengths occur again and again, too, and so do the boxes of experts, in every layer.
+        self.before_offset = functools.cache(lambda file: self.info + memo.text(file) + self.info_offset)
+        self.after_offset = functools.cache(lambda length: self.info_length + emit_int(length) + b"ub")
+        self.box = functools.cache(self._box)
 
     def slot(self, slot: Slot) -> bytes:
-        before, after = self._before_offset.get(slot.file), self._after_offset.get(slot.length)
-        if before is None:
-            before = self.info + self.memo.text(slot.file) + self.info_offset
-            self._before_offset[slot.file] = before
-        if after is None:
-            after = self.info_length + emit_int(slot.length) + b"ub"
-            self._after_offset[slot.length] = after
-        return before + emit_int(slot.offset) + after
+        return self.before_offset(slot.file) + emit_int(slot.offset) + self.after_offset(slot.length)
 
-    def box(self, box: Box) -> tuple[bytes, bytes]:
+    def _box(self, box: Box) -> tuple[bytes, bytes]:
         """The chunk with that box, and the offsets that its place is found by."""
-        found = self._boxes.get(box)
-        if found is None:
-            offsets = self.size_of(tuple([start for start, _ in box]))
-            chunk = self.chunk + offsets + self.chunk_sizes + self.size_of(box_shape(box)) + b"ub"
-            found = self._boxes[box] = chunk, self.index_offset + offsets + b"ub"
-        return found
+        offsets = self.size_of(tuple([start for start, _ in box]))
+        chunk = self.chunk + offsets + self.chunk_sizes + self.size_of(box_shape(box)) + b"ub"
+        return chunk, self.index_offset + offsets + b"ub"
 
 
 def metadata_pickle(
