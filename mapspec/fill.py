@@ -6,14 +6,13 @@ executes it. It knows nothing of specs, directions or formats.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from mapspec.frozen import frozen
 from mapspec.tensors import Box, Chunk, StoredTensor
 
 __all__ = ["Fill", "Part"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Part:
     """A box of the destination tensor and the box of the source tensor with the same elements in the same order.
 
@@ -26,7 +25,7 @@ class Part:
     source_box: Box
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fill:
     """One chunk of one destination tensor, and the parts that tile its box.
 

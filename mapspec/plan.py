@@ -12,7 +12,7 @@ from mapspec.diagnostics import Diagnostic
 from mapspec.fill import Fill, Part
 from mapspec.io.layout import Layout, NewTensor
 from mapspec.regions import clip
-from mapspec.table import Row, RuleForms, Table, TensorDecl
+from mapspec.table import Column, Row, RuleForms, Table, TensorDecl
 from mapspec.tensors import FLOATS, Box, StoredTensor, whole
 
 __all__ = ["Plan", "ValueStep", "make_plan"]
@@ -77,7 +77,7 @@ class Plan:
                 yield Fill(stored, chunk, parts)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Target:
     decl: TensorDecl
     boxes: dict[Box, list[Part]] = field(default_factory=dict)
@@ -115,6 +115,7 @@ def make_plan(
     targets: dict[str, _Target] = {}
     tied_rows: list[Row] = []
     patterns = _Patterns(source_surface, target_surface, cuts)
+    inventory = table.inventory(target_surface)
     for row in table.rows:
         source_row = row
         if row.megatron in table.tied:
@@ -124,7 +125,7 @@ def make_plan(
             if not any(name in (hf_names or ()) for name in row.names("hf")):
                 continue
             source_row = table.by_megatron[table.tied[row.megatron]]
-        _add_row(patterns.of(row.forms, source_row.forms), table, row, source_row, tensors, targets)
+        _add_row(patterns.of(row.forms, source_row.forms), row, source_row, tensors, inventory, targets)
     steps: list[ValueStep] = []
     new: list[NewTensor] = []
     for name, target in targets.items():
@@ -144,7 +145,7 @@ def make_plan(
         new.append(NewTensor(name, result, target.decl.shape, tuple(target.boxes)))
         for before in sorted(found - {result}):
             steps.append(ValueStep("cast", (name,), f"{before} -> {result}"))
-    parts = {name: tuple(tuple(p) for p in target.boxes.values()) for name, target in targets.items()}
+    parts = {name: tuple([tuple(p) for p in target.boxes.values()]) for name, target in targets.items()}
     steps += _padding(table, source_surface, target_surface)
     equal = tuple(pair for row in tied_rows for pair in _tied_pairs(table, row, tensors))
     steps += [ValueStep("tied", (a.name,), f"has to equal `{b.name}`, byte by byte") for a, b in equal]
@@ -158,15 +159,17 @@ class _Pattern:
     """What the rows of a rule contribute, leading axes left out: computed once, filled in for every row.
 
     Attributes:
-        source, target: the surfaces.
+        sources, targets: names and leading axes of the source and target tensors.
         boxes: of each target tensor.
+        chunked: whether these are chunks of one row each; else all rows of a tensor share its one box.
         pieces: number of the target tensor and of the box in it, of the source tensor; box in source and target.
         zeros: number of the target tensor and of the box in it; box of the rows that vocabulary padding adds.
     """
 
-    source: str
-    target: str
+    sources: tuple[Column, ...]
+    targets: tuple[Column, ...]
     boxes: tuple[tuple[Box, ...], ...]
+    chunked: bool
     pieces: tuple[tuple[int, int, int, Box, Box], ...]
     zeros: tuple[tuple[int, int, Box], ...]
 
@@ -187,12 +190,13 @@ class _Patterns:
 
     def _make(self, forms: RuleForms, source_forms: RuleForms) -> _Pattern:
         region = source_forms.region(self._source, self._target)
+        columns = source_forms.columns(self._source), forms.columns(self._target)
         targets = forms.surfaces[self._target]
         if self._target == "hf":
             # safetensors has no chunks: one box, which all rows share where a tensor holds several
             whole_boxes = tuple((whole(form.shape),) for form in targets)
             pieces = tuple((p.right, 0, p.left, p.left_box, p.right_box) for p in region)
-            return _Pattern(self._source, self._target, whole_boxes, pieces, ())
+            return _Pattern(*columns, whole_boxes, False, pieces, ())
         boxes = chunk_boxes(forms, self._cuts)
         cut = (
             (p.right, n, part.left, part.left_box, part.right_box)
@@ -207,26 +211,23 @@ class _Patterns:
             for n, box in enumerate(boxes[number])
             if (common := intersect(padding, box)) is not None
         )
-        return _Pattern(self._source, self._target, boxes, tuple(cut), tuple(zeros))
+        return _Pattern(*columns, boxes, True, tuple(cut), tuple(zeros))
 
 
 def _add_row(
-    pattern: _Pattern, table: Table, row: Row, source_row: Row, tensors: Mapping[str, StoredTensor],
-    targets: dict[str, _Target],
+    pattern: _Pattern, row: Row, source_row: Row, tensors: Mapping[str, StoredTensor],
+    inventory: Mapping[str, TensorDecl], targets: dict[str, _Target],
 ) -> None:  # fmt: skip
     """Add what one row contributes to its target tensors."""
-    sources = [(tensors.get(n), f.lead(source_row.position)) for n, f in zip(
-        source_row.names(pattern.source), source_row.forms.surfaces[pattern.source], strict=True)]  # fmt: skip
-    inventory = table.inventory(pattern.target)
+    at, number = source_row.number, row.number
+    sources = [(tensors.get(column.names[at]), column.leads[at]) for column in pattern.sources]
     places = []
-    for name, form, boxes in zip(
-        row.names(pattern.target), row.forms.surfaces[pattern.target], pattern.boxes, strict=True
-    ):
+    for column, boxes in zip(pattern.targets, pattern.boxes, strict=True):
+        name, lead = column.names[number], column.leads[number]
         target = targets.get(name)
         if target is None:
             target = targets[name] = _Target(inventory[name])
-        lead = form.lead(row.position)
-        inner = lead if pattern.target == "stored" else ()
+        inner = lead if pattern.chunked else ()
         places.append((target, [target.boxes.setdefault(inner + box, []) for box in boxes], lead))
     for number, n, box in pattern.zeros:
         _, buckets, lead = places[number]

@@ -12,25 +12,28 @@ Regions between surfaces depend on the rule alone, so they are computed once per
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 from mapspec.axes import BoundAxis, Position
 from mapspec.bind import Bound, BoundDim, BoundRule, Side
+from mapspec.frozen import frozen
 from mapspec.names import Pattern
 from mapspec.open_rules import closed_rules
 from mapspec.regions import Piece, Slot, pair
 from mapspec.tensors import Box, StoredTensor, numel
 
-__all__ = ["SURFACES", "Form", "Member", "Row", "Table", "TensorDecl", "build_table"]
+__all__ = ["SURFACES", "Column", "Form", "Member", "Row", "Table", "TensorDecl", "build_table"]
 
 SURFACES = ("hf", "megatron", "stored")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Form:
     """One tensor of a surface, for all rows of a rule.
 
@@ -48,7 +51,7 @@ class Form:
     suffix: str = ""
     segment: str | None = None
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole tensor."""
         return (*(axis.size for axis in self.stacked), *self.slot.shape)
@@ -60,7 +63,7 @@ class Form:
 
     def lead(self, position: Mapping[str, int]) -> Box:
         """Leading part of the box that the position has in the tensor."""
-        return tuple((position[axis.name], position[axis.name] + 1) for axis in self.stacked)
+        return tuple([(position[axis.name], position[axis.name] + 1) for axis in self.stacked])
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,21 +139,34 @@ class RuleForms:
         """Pieces between two surfaces, for one position; leading axes of stacked tensors left out."""
         return self._regions[left, right]
 
-    def written(self, position: Mapping[str, int]) -> Iterator[str]:
-        """`repr` of what `Row.pieces` gives between neighbours; most of it is the same for all rows, and made once."""
-        for piece, a, a_box, b, b_box in self._texts:
-            of_a = a_box or repr(a.lead(position) + piece.left_box)
-            of_b = b_box or repr(b.lead(position) + piece.right_box)
-            yield f"({a.name(position)!r}, {of_a}, {b.name(position)!r}, {of_b})"
+    def columns(self, surface: str) -> tuple[Column, ...]:
+        """Names of the tensors of a surface, and places in them, at all positions."""
+        if surface not in self._columns:
+            self._columns[surface] = tuple([_column(form, self.rule.positions) for form in self.surfaces[surface]])
+        return self._columns[surface]
 
     @cached_property
-    def _texts(self) -> tuple[tuple[Piece, Form, str | None, Form, str | None], ...]:
-        forms = [
-            (piece, self.surfaces[left][piece.left], self.surfaces[right][piece.right])
-            for left, right in pairwise(SURFACES)
-            for piece in self.region(left, right)
-        ]
-        return tuple([(p, a, _text(p.left_box, a), b, _text(p.right_box, b)) for p, a, b in forms])
+    def _columns(self) -> dict[str, tuple[Column, ...]]:
+        return {}
+
+    def written(self, number: int) -> Iterator[str]:
+        """`repr` of what `Row.pieces` gives between neighbours; most of it is the same for all rows, and made once."""
+        for piece, a, a_box, b, b_box in self._texts:
+            of_a = a_box or repr(a.leads[number] + piece.left_box)
+            of_b = b_box or repr(b.leads[number] + piece.right_box)
+            yield f"({a.names[number]!r}, {of_a}, {b.names[number]!r}, {of_b})"
+
+    @cached_property
+    def _texts(self) -> tuple[tuple[Piece, Column, str | None, Column, str | None], ...]:
+        found = []
+        for left, right in pairwise(SURFACES):
+            for piece in self.region(left, right):
+                # The box as Python writes it, if it is that of every position.
+                a_box = None if self.surfaces[left][piece.left].stacked else repr(piece.left_box)
+                b_box = None if self.surfaces[right][piece.right].stacked else repr(piece.right_box)
+                a, b = self.columns(left)[piece.left], self.columns(right)[piece.right]
+                found.append((piece, a, a_box, b, b_box))
+        return tuple(found)
 
     @cached_property
     def _regions(self) -> Mapping[tuple[str, str], tuple[Piece, ...]]:
@@ -158,23 +174,34 @@ class RuleForms:
         return {(a, b): pair(slots[a], slots[b]) for a in SURFACES for b in SURFACES if a != b}
 
 
-def _text(box: Box, form: Form) -> str | None:
-    """The box as Python writes it, if it is that of every position."""
-    return None if form.stacked else repr(box)
+class Column(NamedTuple):
+    """A form at all positions of its rule: name of the tensor, and leading part of the box in it."""
+
+    names: Sequence[str]
+    leads: Sequence[Box]
 
 
-@dataclass(frozen=True, slots=True)
+def _column(form: Form, positions: Sequence[Position]) -> Column:
+    template, holes = form.pattern.template + form.suffix.replace("%", "%%"), form.pattern.occurrences
+    values = [tuple([position[hole] for hole in holes]) for position in positions]
+    if not form.stacked:
+        return Column([template % one for one in values], ((),) * len(values))
+    names = {one: template % one for one in dict.fromkeys(values)}  # few, since a tensor holds many positions
+    return Column([names[one] for one in values], [form.lead(position) for position in positions])
+
+
+@frozen
 class Row:
     """One canonical Megatron tensor.
 
     Attributes:
         forms: surfaces and regions, shared by the rule's rows.
-        position: values of the axes.
+        number: which of the rule's positions it is at.
         megatron: its canonical name.
     """
 
     forms: RuleForms
-    position: Position
+    number: int
     megatron: str
 
     @property
@@ -182,9 +209,18 @@ class Row:
         """The rule it comes from."""
         return self.forms.rule
 
+    @property
+    def position(self) -> Position:
+        """Values of the axes."""
+        return self.forms.rule.positions[self.number]
+
     def names(self, surface: str) -> tuple[str, ...]:
         """Names of the tensors it is made of on a surface."""
-        return tuple([form.name(self.position) for form in self.forms.surfaces[surface]])
+        return tuple([column.names[self.number] for column in self.forms.columns(surface)])
+
+    def leads(self, surface: str) -> tuple[Box, ...]:
+        """Leading part of the box that it has in each of these tensors."""
+        return tuple([column.leads[self.number] for column in self.forms.columns(surface)])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -198,23 +234,24 @@ class Row:
 
     def pieces(self, left: str, right: str) -> Iterator[tuple[str, Box, str, Box]]:
         """(left tensor, box, right tensor, box) of every piece, boxes in the whole tensors."""
-        lefts, rights = self.forms.surfaces[left], self.forms.surfaces[right]
+        number, lefts, rights = self.number, self.forms.columns(left), self.forms.columns(right)
         for piece in self.forms.region(left, right):
             a, b = lefts[piece.left], rights[piece.right]
             yield (
-                a.name(self.position), a.lead(self.position) + piece.left_box,
-                b.name(self.position), b.lead(self.position) + piece.right_box,
+                a.names[number], a.leads[number] + piece.left_box,
+                b.names[number], b.leads[number] + piece.right_box,
             )  # fmt: skip
 
 
-class Member(NamedTuple):
+@frozen
+class Member:
     """A row's share in a tensor of some surface."""
 
     row: Row
     form: Form
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TensorDecl:
     """A tensor that the table expects on a surface: shape, dtype promised by the config, and the rows it serves."""
 
@@ -254,15 +291,16 @@ class Table:
         return {}
 
     def _inventory(self, surface: str) -> Mapping[str, TensorDecl]:
-        members: dict[str, list[Member]] = {}
-        for row in self.rows:
-            if surface != "hf" and row.megatron in self.tied:
-                continue
-            position = row.position
-            for form in row.forms.surfaces[surface]:
-                members.setdefault(form.name(position), []).append(Member(row, form))
+        members: defaultdict[str, list[Member]] = defaultdict(list)
+        left_out = self.tied if surface != "hf" else {}
+        for forms, rows in groupby(self.rows, attrgetter("forms")):
+            columns = list(zip(forms.surfaces[surface], forms.columns(surface), strict=True))
+            for row in rows:
+                if row.megatron not in left_out:
+                    for form, column in columns:
+                        members[column.names[row.number]].append(Member(row, form))
         return {
-            name: TensorDecl(name, found[0].form.shape, found[0].row.rule.dtype, tuple(found))
+            name: TensorDecl(name, found[0].form.shape, found[0].row.forms.rule.dtype, tuple(found))
             for name, found in members.items()
         }
 
@@ -284,7 +322,7 @@ class Table:
         digest = hashlib.sha256()
         for row in sorted(self.rows, key=lambda r: r.megatron):
             head = f"{row.megatron} {row.rule.dtype} {self.tied.get(row.megatron, '')}\n"
-            digest.update("".join([head, *row.forms.written(row.position)]).encode())
+            digest.update("".join([head, *row.forms.written(row.number)]).encode())
         digest.update("\n".join(sorted(self.objects)).encode())
         return digest.hexdigest()
 
@@ -307,6 +345,6 @@ def build_table(bound: Bound, surface: str | None = None, tensors: Mapping[str, 
 
 def _rows(rule: BoundRule) -> Iterator[Row]:
     forms = RuleForms(rule)
-    template, holes = rule.megatron.pattern.template, rule.megatron.pattern.occurrences
-    for position in rule.positions:
-        yield Row(forms, position, template % tuple([position[h] for h in holes]))
+    names = forms.columns("megatron")[0].names if rule.positions else ()
+    for number, name in enumerate(names):
+        yield Row(forms, number, name)

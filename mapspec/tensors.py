@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from mapspec.frozen import frozen
 
 __all__ = ["DTYPES", "FLOATS", "Box", "Chunk", "StoredTensor", "box_shape", "itemsize", "numel", "whole"]
 
@@ -58,7 +59,7 @@ def box_shape(box: Box) -> tuple[int, ...]:
     return tuple([stop - start for start, stop in box])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Chunk:
     """A box of a tensor that lies in `file` as `nbytes` row-major bytes from `offset` on.
 
@@ -71,7 +72,7 @@ class Chunk:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoredTensor:
     """A tensor of a checkpoint: name, dtype (a key of `DTYPES`), global shape, and its chunks."""
 

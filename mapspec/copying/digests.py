@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
+from mapspec.frozen import frozen
+
 __all__ = ["ALGORITHM", "Digest", "Digester", "FileDone", "digest_of"]
 
 ALGORITHM = "xxh3-128"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Digest:
     """Digest of the `nbytes` bytes of a chunk that begins at `offset` of its file; 32 hexadecimal digits."""
 

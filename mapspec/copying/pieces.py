@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, product
 
 from mapspec.boxes import intersect
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import ConvertError
 from mapspec.fill import Fill, Part
+from mapspec.frozen import frozen
 from mapspec.tensors import Box, StoredTensor, box_shape, itemsize, numel
 
 __all__ = ["BoxIndex", "Piece", "Run", "dense_strides", "pieces_of", "runs_of", "straight"]
@@ -26,7 +26,7 @@ type Run = tuple[int, str | None, int, int]
 that file, length."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Piece:
     """A box of the destination tensor, all of whose elements come from one chunk of one source tensor.
 

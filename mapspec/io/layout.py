@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mapspec.frozen import frozen
 from mapspec.tensors import Box, StoredTensor
 
 __all__ = ["Framing", "Layout", "NewTensor"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewTensor:
     """A tensor to be written: name, dtype (a key of `DTYPES`), shape, and the boxes it is cut into.
 
@@ -27,7 +28,7 @@ class NewTensor:
     boxes: tuple[Box, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Framing:
     """Bytes of a file that are not tensor data: headers, archive records, padding."""
 

@@ -156,8 +156,9 @@ def _check(path: Path, file: str, header: dict[str, Any], *, data: int, stamp: S
         try:
             code, shape = entry["dtype"], tuple(entry["shape"])
             begin, end = entry["data_offsets"]
-            well_formed = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and isinstance(code, str)
-            well_formed = well_formed and isinstance(entry["shape"], list)
+            numbers = (*shape, begin, end)
+            well_formed = set(map(type, numbers)) == {int} and min(numbers) >= 0  # no booleans either
+            well_formed = well_formed and isinstance(code, str) and isinstance(entry["shape"], list)
         except (TypeError, KeyError, ValueError):
             well_formed = False
         if not well_formed:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mapspec.diagnostics import Diagnostic
 from mapspec.errors import CheckpointError
+from mapspec.frozen import frozen
 from mapspec.io.torch_dist.stand_ins import (
     BytesMeta,
     ChunkMeta,
@@ -26,7 +27,7 @@ __all__ = ["ListedTensor", "Listing", "Slot", "read_listing"]
 _DAMAGED_HELP = "copy the checkpoint again, or save it again with the program that wrote it"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Slot:
     """An item's bytes: `length` bytes from `offset` on in `file`, relative to the checkpoint's folder.
 
@@ -39,7 +40,7 @@ class Slot:
     transforms: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListedTensor:
     """A tensor as `.metadata` lists it: data type, global shape, and the box and the place of each chunk."""
 
