@@ -67,6 +67,14 @@ class Window:
         if len(reads) > 1:
             self._tail = fetch(*reads[1])
 
+    def has(self, offset: int, data: bytes) -> bool:
+        """Whether `data` stands at `offset`. As far as it was fetched, nothing is copied to find out."""
+        if offset >= self._tail_at:
+            return self._tail.startswith(data, offset - self._tail_at)
+        if offset + len(data) <= len(self._head):
+            return self._head.startswith(data, offset)
+        return self.get(offset, len(data)) == data
+
     def get(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset` on; an `ItemError` if they do not all lie in the window."""
         if offset < 0 or count < 0 or offset + count > self.length:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -91,14 +92,14 @@ def _content(file: Path) -> Metadata:
 
 def _listing(content: Metadata, where: str) -> Listing:
     slots: dict[tuple[str, tuple[int, ...] | None], Slot] = {}
-    for index, info in content.field("storage_data").items():
+    for index, info in content.state["storage_data"].items():
         if not isinstance(index, Index) or not isinstance(info, StorageInfo):
             raise _damaged(where, "its storage table holds something else than places of items")
-        offset = index.field("offset")
-        slots[index.field("fqn"), None if offset is None else _ints(offset)] = _slot(info, where)
+        offset = index.state.get("offset")  # objects have none
+        slots[index.state["fqn"], None if offset is None else _ints(offset)] = _slot(info.state, where)
     tensors: dict[str, ListedTensor] = {}
     objects: dict[str, Slot] = {}
-    for name, entry in content.field("state_dict_metadata").items():
+    for name, entry in content.state["state_dict_metadata"].items():
         if isinstance(entry, BytesMeta):
             slot = slots.get((name, None))
             if slot is None:
@@ -114,29 +115,29 @@ def _listing(content: Metadata, where: str) -> Listing:
 def _tensor(
     name: str, entry: TensorMeta, slots: dict[tuple[str, tuple[int, ...] | None], Slot], where: str
 ) -> ListedTensor:
-    properties = entry.field("properties")
+    properties = entry.state["properties"]
     if not isinstance(properties, Properties) or not isinstance(properties.state[0], str):
         raise _damaged(where, f"lists `{name}` without a data type")
     chunks: dict[Box, Slot] = {}  # a replica listed twice has the same box and the same place
-    for chunk in entry.field("chunks"):
+    for chunk in entry.state["chunks"]:
         if not isinstance(chunk, ChunkMeta):
             raise _damaged(where, f"lists `{name}` with something else than chunks")
-        offsets, sizes = _ints(chunk.field("offsets")), _ints(chunk.field("sizes"))
+        offsets, sizes = _ints(chunk.state["offsets"]), _ints(chunk.state["sizes"])
         slot = slots.get((name, offsets))
         if slot is None:
             raise _damaged(where, f"lists the chunk at {list(offsets)} of `{name}` without a place")
-        chunks[tuple((a, a + n) for a, n in zip(offsets, sizes, strict=True))] = slot
-    return ListedTensor(name, properties.state[0], _ints(entry.field("size")), tuple(chunks.items()))
+        chunks[tuple([(a, a + n) for a, n in zip(offsets, sizes, strict=True)])] = slot
+    return ListedTensor(name, properties.state[0], _ints(entry.state["size"]), tuple(chunks.items()))
 
 
-def _slot(info: StorageInfo, where: str) -> Slot:
-    file = info.field("relative_path")
-    offset, length = _ints((info.field("offset"), info.field("length")))
+def _slot(info: Mapping[str, Any], where: str) -> Slot:
+    file = info["relative_path"]
+    offset, length = _ints((info["offset"], info["length"]))
     if not _is_inside(file):
         raise _damaged(where, f"points outside the checkpoint's folder: `{file}`")
     if offset < 0 or length < 0:
         raise _damaged(where, f"lists a negative place in `{file}`")
-    return Slot(file, offset, length, tuple(map(str, info.field("transform_descriptors") or ())))
+    return Slot(file, offset, length, tuple(map(str, info.get("transform_descriptors") or ())))
 
 
 @functools.lru_cache(maxsize=65536)
@@ -147,9 +148,8 @@ def _is_inside(file: str) -> bool:
 
 def _ints(values: Any) -> tuple[int, ...]:
     found = tuple(values)
-    for value in found:
-        if type(value) is not int:
-            raise TypeError(f"{value!r} is no whole number")
+    if not {int}.issuperset(map(type, found)):
+        raise TypeError(f"{next(n for n in found if type(n) is not int)!r} is no whole number")
     return found
 
 

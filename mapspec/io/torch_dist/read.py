@@ -129,58 +129,67 @@ def open_torch_dist(path: Path, *, select: Callable[[str], bool] | None = None) 
 def _place(
     folder: Path, listed: list[ListedTensor], objects: Mapping[str, Slot]
 ) -> tuple[dict[str, StoredTensor], dict[str, Stamp]]:
-    items: list[tuple[Slot, str, ListedTensor | None, Box]] = [
-        (slot, f"the chunk at {[a for a, _ in box]} of `{tensor.name}`", tensor, box)
-        for tensor in listed
-        for box, slot in tensor.chunks
-    ]
-    items += [(slot, f"the object `{name}`", None, ()) for name, slot in objects.items()]
+    items: list[_Item] = [(slot, tensor, at) for tensor in listed for at, (_, slot) in enumerate(tensor.chunks)]
+    items += [(slot, name, 0) for name, slot in objects.items()]
     # File by file, each from its beginning: one open file at a time, and a cold disk reads forward.
     items.sort(key=lambda item: (item[0].file, item[0].offset))
-    placed: dict[tuple[str, Box], Chunk] = {}
+    placed: dict[tuple[str, int], Chunk] = {}
     stamps: dict[str, Stamp] = {}
     locator = Locator()
     for name, group in itertools.groupby(items, key=lambda item: item[0].file):
         members = list(group)
         with ExitStack() as stack:
-            stream = _opened(stack, folder / name, members[0][1])
+            stream = _opened(stack, folder / name, members[0])
             stamps[name] = stream.stamp
             size = stream.stamp.nbytes
             _warm(stream, members, folder / name)
-            for slot, what, tensor, box in members:
+            for item in members:
+                slot, tensor, at = item
                 end = slot.offset + slot.length
                 if end > size:
-                    message = f"has {size} bytes, but {what} ends at byte {end}"
+                    message = f"has {size} bytes, but {_what(item)} ends at byte {end}"
                     raise _error("MS654", message, str(folder / name))
-                if tensor is None:
+                if isinstance(tensor, str):
                     continue
+                box = tensor.chunks[at][0]
                 try:
                     place = _locate(locator, stream, slot)
                     _compare(place, tensor, box)
                 except ItemError as problem:
-                    raise _error(problem.code, f"{what}: {problem}", str(folder / name)) from problem
-                placed[tensor.name, box] = Chunk(box, name, slot.offset + place.offset, place.nbytes)
+                    raise _error(problem.code, f"{_what(item)}: {problem}", str(folder / name)) from problem
+                placed[tensor.name, at] = Chunk(box, name, slot.offset + place.offset, place.nbytes)
     tensors = {
-        t.name: StoredTensor(t.name, t.dtype, t.shape, tuple(placed[t.name, box] for box, _ in t.chunks))
+        t.name: StoredTensor(t.name, t.dtype, t.shape, tuple([placed[t.name, at] for at in range(len(t.chunks))]))
         for t in listed
     }
     return tensors, stamps
 
 
-def _warm(stream: OpenedFile, members: list[tuple[Slot, str, ListedTensor | None, Box]], path: Path) -> None:
+type _Item = tuple[Slot, ListedTensor | str, int]
+"""Where it lies, the tensor with the number of the chunk, or the name of an object."""
+
+
+def _what(item: _Item) -> str:
+    _, tensor, at = item
+    if isinstance(tensor, str):
+        return f"the object `{tensor}`"
+    return f"the chunk at {[start for start, _ in tensor.chunks[at][0]]} of `{tensor.name}`"
+
+
+def _warm(stream: OpenedFile, members: list[_Item], path: Path) -> None:
     """Say what will be read of the file: beginning and end of each item."""
-    slots = [slot for slot, _, tensor, _ in members if tensor is not None]
+    slots = [slot for slot, tensor, _ in members if not isinstance(tensor, str)]
     try:
         stream.warm([(s.offset + at, s.offset + at + n) for s in slots for at, n in first_reads(s.length)])
     except OSError as error:
         raise _error("MS654", f"cannot be read ({error.strerror or error})", str(path)) from error
 
 
-def _opened(stack: ExitStack, path: Path, what: str) -> OpenedFile:
+def _opened(stack: ExitStack, path: Path, item: _Item) -> OpenedFile:
     try:
         return stack.enter_context(opened(path))
     except OSError as error:
-        message = f"cannot be opened ({error.strerror or error}), but {what} should lie there"
+        message = f"cannot be opened ({error.strerror or error}), but {_what(item)} should lie there"
         raise _error("MS654", message, str(path)) from error
 
 

@@ -21,26 +21,15 @@ __all__ = [
 
 
 class StoredObject:
-    """An object of the pickle, of which only constructor arguments and state are kept.
+    """An object of the pickle, of which only its state is kept: mostly the attributes that it had, by name.
 
     `BUILD` finds `__setstate__` on the class as well, so a pickle that tries to alter a class gets a `TypeError`.
     """
 
-    args: tuple[Any, ...]
-    state: Any
-
-    def __new__(cls, *args: Any) -> StoredObject:
-        made = object.__new__(cls)
-        made.args = args
-        made.state = None
-        return made
+    state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
-
-    def field(self, name: str, default: Any = None) -> Any:
-        """The attribute that the object had, or `default`."""
-        return self.state.get(name, default) if isinstance(self.state, dict) else default
 
 
 class Metadata(StoredObject):
@@ -73,6 +62,10 @@ class StorageInfo(StoredObject):
 
 class Foreign(StoredObject):
     """Anything else that may occur and that nobody asks about: save plans, paths, enum members."""
+
+    def __new__(cls, *_args: Any) -> Foreign:
+        """Made with whatever arguments."""
+        return object.__new__(cls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import starmap
 
 from mapspec.io.torch_dist.archive import DESCRIPTOR, ItemError, Record, Window, data_start, record, records
 from mapspec.io.torch_dist.stand_ins import TensorRecord
@@ -50,7 +51,7 @@ class Locator:
         """Where the item's tensor lies. It must be dense, row-major, little-endian, of a data type in `DTYPES`."""
         forms = self._forms.setdefault(window.length, [])
         for form in forms:
-            if all(window.get(at, len(piece)) == piece for at, piece in form.pieces):
+            if all(starmap(window.has, form.pieces)):
                 return form.place
         found = records(window)
         place, storage, start = _parse(window, found)
