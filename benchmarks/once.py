@@ -199,6 +199,7 @@ def main() -> None:
     watcher.join()
     said = {"seconds": seconds, "copying": copying, "aside": aside, "peak_mb": peak[0], "before_mb": before}
     print(json.dumps(said), flush=True)
+    gc.freeze()  # as the command does
 
 
 if __name__ == "__main__":

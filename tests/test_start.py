@@ -66,3 +66,11 @@ def test_specs_that_do_not_name_an_architecture_are_not_parsed(tmp_path: Path, m
     monkeypatch.setenv("MAPSPEC_PATH", str(tmp_path))
     assert listed_architectures("mappings", ["Mine"]) == {"Mine": ["escaped", "plain"]}
     assert listed_architectures("mappings", ["NemotronHForCausalLM"])["NemotronHForCausalLM"] == ["nemotron_h"]
+
+
+def test_the_collector_has_nothing_to_look_at_when_a_command_ends() -> None:
+    probe = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 10_000, file=sys.stderr)); import sys"
+    )
+    done = subprocess.run([sys.executable, "-c", probe + RUN, "--version"], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "True"

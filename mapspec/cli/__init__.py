@@ -6,6 +6,7 @@ Results go to stdout; progress and findings that stop a command go to stderr. Ex
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -48,4 +49,5 @@ def main() -> NoReturn:
 def _start_swiftly() -> None:
     """Do without what takes a tenth of a second or more of every command and serves none."""
     gc.set_threshold(50_000, 20, 20)  # importing makes many objects that stay, which would be looked at every 700
+    atexit.register(gc.freeze)  # else all objects are looked at several times more as the process ends
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else every installed package is searched for some
