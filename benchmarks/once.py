@@ -85,7 +85,7 @@ def mapspec(source: Path, target: Path, fsync: bool, cuts: Cuts | None = None) -
     """`mapspec convert`, in whichever direction, from its imports on; seconds of its copy, and those not its own."""
 
     def run() -> tuple[float, float]:
-        gc.set_threshold(50_000, 20, 20)  # as the command does
+        gc.set_threshold(500_000, 20, 20)  # as the command does
         with reading_early(source):
             from mapspec.convert import Output, convert
             from mapspec.prepare import Request

@@ -48,6 +48,6 @@ def main() -> NoReturn:
 
 def _start_swiftly() -> None:
     """Do without what takes a tenth of a second or more of every command and serves none."""
-    gc.set_threshold(50_000, 20, 20)  # importing makes many objects that stay, which would be looked at every 700
+    gc.set_threshold(500_000, 20, 20)  # imports and plans make many objects that stay, looked at after every 700
     atexit.register(gc.freeze)  # else all objects are looked at several times more as the process ends
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else every installed package is searched for some

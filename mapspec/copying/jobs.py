@@ -102,14 +102,24 @@ def put_together(parts: Sequence[FileDone], framing: Iterable[Framing]) -> FileD
 
 
 def joined(framing: Iterable[Framing]) -> Iterator[Framing]:
-    """The same bytes; those that follow on each other, as the end of an item and the head of the next, in one."""
+    """The same bytes; those that follow on each other, as the end of an item and the head of the next, in one.
+
+    Equal ones are one object: items of one shape come by the thousand.
+    """
     at, end, parts = 0, 0, list[bytes]()
+    known: dict[tuple[bytes, ...], bytes] = {}
+
+    def together() -> Framing:
+        key = tuple(parts)
+        data = known.get(key)
+        return Framing(at, known.setdefault(key, b"".join(key)) if data is None else data)
+
     for one in framing:
         if one.offset != end or not parts:
             if parts:
-                yield Framing(at, b"".join(parts))
+                yield together()
             at, parts = one.offset, []
         parts.append(one.data)
         end = one.offset + len(one.data)
     if parts:
-        yield Framing(at, b"".join(parts))
+        yield together()

@@ -14,6 +14,7 @@ from operator import itemgetter
 from mapspec.copying.jobs import Job, joined
 from mapspec.copying.pieces import BoxIndex, Run, pieces_of, runs_of, straight
 from mapspec.fill import Fill
+from mapspec.nogc import gc_paused
 from mapspec.tensors import Box, StoredTensor
 
 __all__ = ["Program", "Step", "compiled"]
@@ -45,6 +46,7 @@ class Program:
     spans: tuple[tuple[int, int], ...]
 
 
+@gc_paused()
 def compiled(job: Job, indexes: dict[int, tuple[StoredTensor, BoxIndex]]) -> Program:
     """The program of a job.
 
