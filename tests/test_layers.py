@@ -15,7 +15,8 @@ HERE = Path(mapspec.__file__).parent
 
 # From the bottom up. A module imports from rows above its own only; `render` and `cli` may import everything.
 LAYERS = (
-    ("_version", "tensors"),
+    ("_version", "frozen"),
+    ("tensors",),
     ("diagnostics", "errors"),
     ("composer",),
     ("text", "names", "arrange", "collapse", "expr", "file_codes", "run_codes", "spec_codes"),
