@@ -74,9 +74,9 @@ def from_torch_dist(prepared: Prepared, shard: Shard) -> tuple[int, int]:
     owned = read = 0
     for row in prepared.table.rows:
         if owns(row, shard) and row.megatron not in prepared.table.tied:
-            names, forms = row.names("stored"), row.forms.surfaces["stored"]
+            names, leads = row.names("stored"), row.leads("stored")
             for piece in compose(row.forms.region("stored", "megatron"), local_region(row.forms, shard)):
-                wanted[names[piece.left]].append(forms[piece.left].lead(row.position) + piece.left_box)
+                wanted[names[piece.left]].append(leads[piece.left] + piece.left_box)
     known: dict[tuple[Any, ...], int] = {}
     for target in prepared.plan.targets:
         if target.name in wanted:

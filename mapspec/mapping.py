@@ -113,7 +113,7 @@ class CompiledMapping:
         sources = [self._given(row, n, f.shape, tensors) for n, f in zip(
             row.names("hf"), row.forms.surfaces["hf"], strict=True)]  # fmt: skip
         out = _zeros_like(sources[0], local_shape(row.forms, shard))
-        leads = [form.lead(row.position) for form in row.forms.surfaces["hf"]]
+        leads = row.leads("hf")
         for piece in self._hf_to_local(row.forms, shard):
             source = sources[piece.left][_slices(leads[piece.left] + piece.left_box)]
             out[_slices(piece.right_box)] = source.reshape([b - a for a, b in piece.right_box])
@@ -145,8 +145,8 @@ class CompiledMapping:
                 raise PlanError(
                     Diagnostic("MS513", message, where=name, help="give one parameter per shard, in rank order")
                 )
-            names, forms = row.names("hf"), row.forms.surfaces["hf"]
-            for hf_name, form in zip(names, forms, strict=True):
+            names, leads = row.names("hf"), row.leads("hf")
+            for hf_name, form in zip(names, row.forms.surfaces["hf"], strict=True):
                 if hf_name not in out:
                     out[hf_name] = _zeros_like(parts[0], form.shape)
             for part, shard in zip(parts, shards, strict=True):
@@ -155,7 +155,7 @@ class CompiledMapping:
                     message = f"`{name}` has shape {list(part.shape)} on {shard}, expected {list(wanted)}"
                     raise PlanError(Diagnostic("MS513", message, where=name))
                 for piece in flip(self._hf_to_local(row.forms, shard)):
-                    box = forms[piece.right].lead(row.position) + piece.right_box
+                    box = leads[piece.right] + piece.right_box
                     target = out[names[piece.right]]
                     target[_slices(box)] = part[_slices(piece.left_box)].reshape([b - a for a, b in box])
                     filled.setdefault(names[piece.right], set()).add(box)

@@ -219,11 +219,11 @@ def _add_row(
     inventory: Mapping[str, TensorDecl], targets: dict[str, _Target],
 ) -> None:  # fmt: skip
     """Add what one row contributes to its target tensors."""
-    at, number = source_row.number, row.number
+    at, to = source_row.number, row.number
     sources = [(tensors.get(column.names[at]), column.leads[at]) for column in pattern.sources]
     places = []
     for column, boxes in zip(pattern.targets, pattern.boxes, strict=True):
-        name, lead = column.names[number], column.leads[number]
+        name, lead = column.names[to], column.leads[to]
         target = targets.get(name)
         if target is None:
             target = targets[name] = _Target(inventory[name])

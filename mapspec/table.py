@@ -33,6 +33,13 @@ __all__ = ["SURFACES", "Column", "Form", "Member", "Row", "Table", "TensorDecl",
 SURFACES = ("hf", "megatron", "stored")
 
 
+class Column(NamedTuple):
+    """A form at all positions of its rule: name of the tensor, and leading part of the box in it."""
+
+    names: Sequence[str]
+    leads: Sequence[Box]
+
+
 @dataclass(frozen=True)
 class Form:
     """One tensor of a surface, for all rows of a rule.
@@ -56,14 +63,18 @@ class Form:
         """Shape of the whole tensor."""
         return (*(axis.size for axis in self.stacked), *self.slot.shape)
 
-    def name(self, position: Mapping[str, int]) -> str:
-        """Name of the tensor that holds that position."""
-        pattern = self.pattern  # as `pattern.fill(position)`: names are made for every expert of every layer
-        return pattern.template % tuple([position[hole] for hole in pattern.occurrences]) + self.suffix
-
     def lead(self, position: Mapping[str, int]) -> Box:
         """Leading part of the box that the position has in the tensor."""
         return tuple([(position[axis.name], position[axis.name] + 1) for axis in self.stacked])
+
+    def column(self, positions: Sequence[Position]) -> Column:
+        """Names and leading parts of boxes for all positions: there is one for every expert of every layer."""
+        template, holes = self.pattern.template + self.suffix.replace("%", "%%"), self.pattern.occurrences
+        values = [tuple([position[hole] for hole in holes]) for position in positions]
+        if not self.stacked:
+            return Column([template % one for one in values], ((),) * len(values))
+        names = {one: template % one for one in dict.fromkeys(values)}  # few, since a tensor holds many positions
+        return Column([names[one] for one in values], [self.lead(position) for position in positions])
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +153,7 @@ class RuleForms:
     def columns(self, surface: str) -> tuple[Column, ...]:
         """Names of the tensors of a surface, and places in them, at all positions."""
         if surface not in self._columns:
-            self._columns[surface] = tuple([_column(form, self.rule.positions) for form in self.surfaces[surface]])
+            self._columns[surface] = tuple([form.column(self.rule.positions) for form in self.surfaces[surface]])
         return self._columns[surface]
 
     @cached_property
@@ -172,22 +183,6 @@ class RuleForms:
     def _regions(self) -> Mapping[tuple[str, str], tuple[Piece, ...]]:
         slots = {name: [form.slot for form in forms] for name, forms in self.surfaces.items()}
         return {(a, b): pair(slots[a], slots[b]) for a in SURFACES for b in SURFACES if a != b}
-
-
-class Column(NamedTuple):
-    """A form at all positions of its rule: name of the tensor, and leading part of the box in it."""
-
-    names: Sequence[str]
-    leads: Sequence[Box]
-
-
-def _column(form: Form, positions: Sequence[Position]) -> Column:
-    template, holes = form.pattern.template + form.suffix.replace("%", "%%"), form.pattern.occurrences
-    values = [tuple([position[hole] for hole in holes]) for position in positions]
-    if not form.stacked:
-        return Column([template % one for one in values], ((),) * len(values))
-    names = {one: template % one for one in dict.fromkeys(values)}  # few, since a tensor holds many positions
-    return Column([names[one] for one in values], [form.lead(position) for position in positions])
 
 
 @frozen

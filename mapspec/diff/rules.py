@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from mapspec.axes import Position
 from mapspec.bound import BoundRule
-from mapspec.table import Form, Row, RuleForms
+from mapspec.table import Row, RuleForms
 from mapspec.tensors import Box
 
 __all__ = ["Forms", "Sides", "Signature", "arrangement", "rule_key", "sources"]
@@ -113,12 +112,8 @@ def rule_key(rule: BoundRule) -> tuple[object, ...]:
 
 def sides_of(row: Row) -> Sides:
     """Names of a row on all surfaces."""
-    position, surfaces = row.position, row.forms.surfaces
-    return Sides(row.megatron, _named(surfaces["hf"], position), _named(surfaces["stored"], position))
-
-
-def _named(forms: tuple[Form, ...], position: Position) -> tuple[tuple[str, Box], ...]:
-    return tuple([(form.name(position), form.lead(position)) for form in forms])
+    hf, stored = (tuple(zip(row.names(side), row.leads(side), strict=True)) for side in ("hf", "stored"))
+    return Sides(row.megatron, hf, stored)
 
 
 def sources(sides: Sides, signature: Signature) -> Elements:

@@ -57,9 +57,9 @@ class Gatherer:
 
     def _place(self, item: Item, group: str | None, rank: int, part: Tensor, out: Mapping[str, Tensor]) -> None:
         """Copy a part to where it belongs in the Hugging Face tensors."""
-        names, forms = item.row.names("hf"), item.row.forms.surfaces["hf"]
+        names, leads = item.row.names("hf"), item.row.leads("hf")
         for pair in self._local(group, rank).pairs(item.row.forms):
-            box = forms[pair.left].lead(item.row.position) + pair.left_box
+            box = leads[pair.left] + pair.left_box
             place = out[names[pair.left]][slices(box)]
             place.copy_(part[slices(pair.right_box)].reshape(place.shape))
 

@@ -53,9 +53,9 @@ class Local:
         Raises:
             ConvertError: MS706.
         """
-        names, forms = row.names("hf"), row.forms.surfaces["hf"]
+        names, leads = row.names("hf"), row.leads("hf")
         parts = [
-            Part(pair.right_box, tensors[names[pair.left]], forms[pair.left].lead(row.position) + pair.left_box)
+            Part(pair.right_box, tensors[names[pair.left]], leads[pair.left] + pair.left_box)
             for pair in self.pairs(row.forms)
         ]
         parts += [Part(box, None, ()) for box in self.zeros(row.forms)]

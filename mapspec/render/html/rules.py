@@ -37,8 +37,9 @@ def table_data(table: Table, spots: Spots) -> dict[str, Any]:
         rules.append(_rule(table, forms, rows, dims, spots))
         tied = rows[0].megatron in table.tied
         for surface, leaves in trees.items():
-            for form in forms.surfaces[surface] if surface == "hf" or not tied else ():
-                patterns = collapse(form.name(row.position) for row in rows)
+            columns = zip(forms.surfaces[surface], forms.columns(surface), strict=True)
+            for form, column in columns if surface == "hf" or not tied else ():
+                patterns = collapse(column.names[row.number] for row in rows)
                 leaves += [[pattern, count, number, list(form.shape)] for pattern, count in patterns]
     return {"rules": rules, "dims": dims.records, "axes": _axes(table), "trees": trees, "sizes": list(SIZES)}
 
