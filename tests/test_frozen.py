@@ -1,4 +1,4 @@
-"""Records that are made by the hundred thousand behave as frozen dataclasses do; that nobody assigns is mypy's to see."""
+"""Records that are made by the hundred thousand are values, as frozen dataclasses are."""
 
 from __future__ import annotations
 

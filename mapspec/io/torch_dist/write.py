@@ -54,7 +54,7 @@ def layout_torch_dist(
     sizes: dict[str, int] = {}
     framing: dict[str, tuple[Framing, ...]] = {}
     object_slots: dict[str, Slot] = {}
-    places: list[list[tuple[Chunk, Slot]]] = [[] for _ in tensors]
+    placed: dict[int, tuple[Chunk, Slot]] = {}  # by position in `items`
     for number, bucket in enumerate(buckets):
         name = f"__0_{number}.distcp"
         around: list[Framing] = []
@@ -65,24 +65,23 @@ def layout_torch_dist(
                 object_slots[key] = Slot(name, at, len(data))
                 at += len(data)
         for position in bucket:
-            index, box, frame = items[position]
+            _, box, frame = items[position]
             start = at + len(frame.head)
             end = start + frame.nbytes
             around += (Framing(at, frame.head), Framing(end, frame.tail))
             length = end + len(frame.tail) - at
-            places[index].append((Chunk(box, name, start, frame.nbytes), Slot(name, at, length)))
+            placed[position] = Chunk(box, name, start, frame.nbytes), Slot(name, at, length)
             at += length
         sizes[name] = at
         framing[name] = tuple(around)
 
     stored: list[tuple[StoredTensor, Sequence[Slot]]] = []
-    for index, tensor in enumerate(tensors):
-        own = places[index]
-        if len(own) > 1:  # files were filled one after the other; chunks belong in the order of the boxes
-            order = {box: n for n, box in enumerate(tensor.boxes)}
-            own.sort(key=lambda pair: order[pair[0].box])
-        placed = StoredTensor(tensor.name, tensor.dtype, tensor.shape, tuple([chunk for chunk, _ in own]))
-        stored.append((placed, [slot for _, slot in own]))
+    first = 0
+    for tensor in tensors:
+        own = [placed[position] for position in range(first, first + len(tensor.boxes))]
+        first += len(own)
+        chunks = tuple([chunk for chunk, _ in own])
+        stored.append((StoredTensor(tensor.name, tensor.dtype, tensor.shape, chunks), [slot for _, slot in own]))
     return Layout(
         tensors={t.name: t for t, _ in stored},
         file_sizes=sizes,
