@@ -371,13 +371,34 @@ def test_signals(checkpoints: Path, tmp_path: Path, number: signal.Signals) -> N
     assert not left.exists()
 
 
-@pytest.mark.parametrize("how", [">/dev/full", ">&- 2>&-", "2>/dev/full"])
-def test_a_result_that_cannot_be_printed_is_a_result(checkpoints: Path, tmp_path: Path, how: str) -> None:
-    command = [sys.executable, "-m", "mapspec", "convert", str(checkpoints / "hf"), str(tmp_path / "out")]
-    done = subprocess.run(["sh", "-c", f"exec {shlex.join(command)} {how}"], capture_output=True, text=True)
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("how", [">/dev/full", ">&- 2>&-", "2>/dev/full", ">/dev/full 2>/dev/full"])
+def test_a_result_that_cannot_be_printed_is_a_result(
+    checkpoints: Path, tmp_path: Path, how: str, buffered: bool
+) -> None:  # fmt: skip
+    done = run_redirected(["convert", str(checkpoints / "hf"), str(tmp_path / "out")], how, buffered)
     assert done.returncode == 0, done.stderr
     assert how != ">/dev/full" or "the checkpoint is in place; its summary could not be printed" in done.stderr
     assert tree(tmp_path / "out") == tree(checkpoints / "megatron")
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_what_cannot_be_printed_is_said_where_it_is_all_there_is(checkpoints: Path, buffered: bool) -> None:
+    done = run_redirected(["plan", str(checkpoints / "hf")], ">/dev/full", buffered)
+    assert (done.returncode, done.stderr) == (2, "the result could not be printed: No space left on device\n")
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_findings_that_cannot_be_printed_are_findings(tmp_path: Path, buffered: bool) -> None:
+    assert run_redirected(["plan", str(tmp_path / "nowhere")], "2>/dev/full", buffered).returncode == 2
+
+
+def run_redirected(arguments: list[str], how: str, buffered: bool) -> subprocess.CompletedProcess[str]:
+    """The command in a shell; `buffered` as Python is by default, or as PYTHONUNBUFFERED makes it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    command = f"exec {shlex.join([sys.executable, '-m', 'mapspec', *arguments])} {how}"
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)
 
 
 # --- another conversion ----------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ import tempfile
 import traceback
 from typing import NoReturn
 
-import typer
-
 # In the order in which --help lists their commands.
 from mapspec.cli import checkpoints, specs, authoring, review  # isort: skip
 from mapspec.cli.app import app
+from mapspec.cli.streams import cannot_print, complain, empty_buffers
 from mapspec.cli.unfinished import say
 from mapspec.errors import MapspecError
 
@@ -29,21 +28,31 @@ def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     _start_swiftly()
     try:
+        sys.exit(_run())
+    finally:
+        empty_buffers()
+
+
+def _run() -> int:
+    try:
         app()
     except MapspecError as error:
         say(error)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was published", err=True)
-        sys.exit(130)
+        complain("interrupted; nothing was published")
+        return 130
     except BrokenPipeError:
-        sys.exit(0)
-    except Exception:
+        return 0
+    except Exception as error:
+        if isinstance(error, OSError) and cannot_print(error):
+            complain(f"the result could not be printed: {error.strerror}")
+            return 2
         with tempfile.NamedTemporaryFile("w", prefix="mapspec-", suffix=".log", delete=False) as log:
             log.write(traceback.format_exc())
-        typer.echo(f"this is a bug in mapspec; please report it with the log {log.name}", err=True)
-        sys.exit(3)
-    sys.exit(0)
+        complain(f"this is a bug in mapspec; please report it with the log {log.name}")
+        return 3
+    return 0
 
 
 def _start_swiftly() -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
 import typer
 
+from mapspec.cli.streams import complain, empty_buffers
 from mapspec.errors import MapspecError
 from mapspec.io.kernel import cores
 from mapspec.render.findings import render_findings
@@ -41,12 +40,12 @@ def mention_leftovers(destination: Path) -> None:
     from mapspec.publish import leftovers
 
     for path in leftovers(destination):
-        typer.echo(f"note: {path} is left over, or still being filled; --resume goes on there", err=True)
+        complain(f"note: {path} is left over, or still being filled; --resume goes on there")
 
 
 def say(error: MapspecError) -> None:
     """Print findings, and what was added to them on their way up: what is kept of unfinished work."""
-    typer.echo("\n".join([render_findings(error.diagnostics), *_notes(error)]), err=True)
+    complain("\n".join([render_findings(error.diagnostics), *_notes(error)]))
 
 
 def say_done(text: str) -> None:
@@ -54,8 +53,8 @@ def say_done(text: str) -> None:
     try:
         typer.echo(text)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in Python's buffer
-        typer.echo("the checkpoint is in place; its summary could not be printed", err=True)
+        empty_buffers()
+        complain("the checkpoint is in place; its summary could not be printed")
 
 
 @contextmanager
@@ -73,8 +72,7 @@ def terminable(rank: int) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         if rank == 0:
-            with suppress(OSError):  # the terminal may be gone
-                typer.echo("\n".join(["interrupted; nothing was published", *_notes(error)]), err=True)
+            complain("\n".join(["interrupted; nothing was published", *_notes(error)]))
         raise typer.Exit(130) from error
     finally:
         for number, handler in before.items():
