@@ -37,6 +37,8 @@ class ScopeRules:
 
     def __init__(self, at: BoundScope) -> None:
         self.at = at
+        # Of positions and further axes; the experts of a layer have several weights, and thousands of positions.
+        self._inner: dict[tuple[int, tuple[str, ...]], tuple[tuple[Position, ...], tuple[Position, ...]]] = {}
 
     def mounts(self) -> Iterator[tuple[str, v1.Mount, Prefixes]]:
         """Live mounts with their prefixes."""
@@ -105,6 +107,16 @@ class ScopeRules:
                     if bound is not None:
                         yield bound
 
+    def inner(self, positions: tuple[Position, ...], axes: tuple[str, ...]) -> tuple[Position, ...]:
+        """Each of the positions with every value of further axes; for equal arguments the same object."""
+        known = self._inner.get((id(positions), axes))
+        if known is None:  # the positions are kept, so that their identity is not given to others
+            ranges = [range(self.at.axes[axis].size) for axis in axes]
+            inner = [dict(zip(axes, values, strict=True)) for values in itertools.product(*ranges)]
+            known = positions, tuple([{**position, **more} for position in positions for more in inner])
+            self._inner[id(positions), axes] = known
+        return known[1]
+
     def rule(
         self, mount: str, block_name: str, block: v1.Block, key: str, rule: v1.Rule,
         prefixes: Prefixes, positions: tuple[Position, ...],
@@ -142,9 +154,7 @@ class ScopeRules:
             h for side in (megatron_side, stored_side, *hf_side) for h in side.pattern.holes if h not in positions[0]
         )
         if own:
-            ranges = [range(self.at.axes[a].size) for a in own]
-            inner = [dict(zip(own, values, strict=True)) for values in itertools.product(*ranges)]
-            positions = tuple({**position, **more} for position in positions for more in inner)
+            positions = self.inner(positions, tuple(own))
         return BoundRule(
             key, span, self.at.scope.id, mount, block_name, megatron_side, hf_side, stored_side,
             None if dims is None else tuple(dims), role, rule.role, str(dtype).removeprefix("torch."),

@@ -104,6 +104,7 @@ def _convert(
             threads = workers_within(prepared, threads, output.max_memory)
         identity = conversion_identity(prepared, output)
     _agree(team, identity)
+    prepared.table.forget_inventories()
     with ExitStack() as stack:
         with team.together():
             found = find(output, identity) if output.resume and team.rank == 0 else None

@@ -22,8 +22,9 @@ _MB = 10**6
 _PYTHON = 50 * _MB
 _REMOTE = 80 * _MB  # fsspec and the package of a protocol
 _PROCESS = 12 * _MB  # what a worker changes of the memory that it was forked with
-_PER_TENSOR = 2400
-_PER_CHUNK = 2000
+# What is known of a tensor of the source, and of a chunk of either side.
+_PER_TENSOR = 600
+_PER_CHUNK = 1300
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,11 @@ def memory_of(prepared: Prepared, threads: int | None = None) -> Memory:
     casts = any(step.kind == "cast" for step in plan.steps)
     workers = threads or access.threads
     process = _PROCESS if workers > 1 and not remote else 0
-    chunks = sum(len(target.boxes) for target in plan.targets)
+    tensors = prepared.source.tensors.values()
+    chunks = sum(len(tensor.chunks) for tensor in tensors) + sum(len(target.boxes) for target in plan.targets)
     return Memory(
         _PYTHON + _REMOTE * remote,
-        _PER_TENSOR * len(prepared.source.tensors) + _PER_CHUNK * chunks,
+        _PER_TENSOR * len(tensors) + _PER_CHUNK * chunks,
         SCRATCH_BYTES["cast" if casts else "gather"] + access.read * access.ahead * remote + process,
         workers,
     )

@@ -280,6 +280,10 @@ class Table:
             self._inventories[surface] = self._inventory(surface)
         return self._inventories[surface]
 
+    def forget_inventories(self) -> None:
+        """Free their memory, a tenth of what a large conversion takes. Who asks for one again gets it again."""
+        self._inventories.clear()
+
     @cached_property
     def _inventories(self) -> dict[str, Mapping[str, TensorDecl]]:
         """Those that were asked for: few need all surfaces, and each takes a while for a large model."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from mapspec.frozen import frozen
 
@@ -50,7 +51,12 @@ def numel(shape: Sequence[int]) -> int:
 
 
 def whole(shape: Sequence[int]) -> Box:
-    """The box that covers a tensor of that shape."""
+    """The box that covers a tensor of that shape. Equal ones are mostly one object: a model has few shapes."""
+    return _whole(tuple(shape))
+
+
+@lru_cache(maxsize=1024)
+def _whole(shape: tuple[int, ...]) -> Box:
     return tuple([(0, n) for n in shape])
 
 

@@ -52,9 +52,9 @@ print(peak, max(seen), "torch" in sys.modules)
 """
 
 
-def sparse(folder: Path, rows: int) -> Path:
+def sparse(folder: Path, rows: int, **changes: int) -> Path:
     """A checkpoint whose embeddings have that many rows; its values are holes, so making it costs nothing."""
-    config = small(vocab_size=rows)
+    config = small(vocab_size=rows, **changes)
     inventory = compile_mapping("nemotron_h", config).table.inventory("hf")
     layout = layout_safetensors([NewTensor(n, d.dtype, d.shape, (whole(d.shape),)) for n, d in inventory.items()])
     folder.mkdir()
@@ -83,6 +83,18 @@ def test_peak_does_not_grow_with_tensors(tmp_path: Path, dtype: str) -> None:
         peaks.append(int(peak))
     assert size > 300e6
     assert abs(peaks[1] - peaks[0]) < 12e6
+
+
+def test_many_tensors_take_what_was_promised(tmp_path: Path) -> None:
+    """There and back: the weights of 8,192 experts in two stacked tensors, and each by itself."""
+    source = sparse(tmp_path / "hf", 320, n_routed_experts=8192, moe_intermediate_size=8)
+    assert len(prepare(Request(source)).source.tensors) > 16_000
+    for here, there in ((source, tmp_path / "megatron"), (tmp_path / "megatron", tmp_path / "again")):
+        command = [sys.executable, "-c", WATCHED, str(here), str(there), ""]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        promised = memory_of(prepare(Request(here)), threads=2)
+        assert promised.tables > 30e6
+        assert int(done.stdout.split()[0]) <= promised.total
 
 
 def test_fewer_threads_where_memory_is_bounded(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mapspec.diagnostics import Diagnostic, Note
 from mapspec.errors import CheckpointError
 from mapspec.io.opened import Stamp, opened
 from mapspec.io.remote import RemotePath
-from mapspec.tensors import DTYPES, Chunk, StoredTensor
+from mapspec.tensors import DTYPES, Chunk, StoredTensor, whole
 
 __all__ = ["DTYPE_CODES", "METADATA_KEY", "Header", "read_header", "warm_headers"]
 
@@ -211,7 +211,7 @@ def _check(path: Path, file: str, header: dict[str, Any], *, data: int, stamp: S
                 name,
                 dtype,
                 shape,
-                (Chunk(tuple([(0, extent) for extent in shape]), file, data + begin, end - begin),),
+                (Chunk(whole(shape), file, data + begin, end - begin),),
             )
             for begin, end, name, dtype, shape in placed
         ),
