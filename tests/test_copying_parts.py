@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import resource
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -18,8 +21,10 @@ from mapspec.copying.alignment import PAGE, pages
 from mapspec.copying.behind import Behind
 from mapspec.copying.jobs import Job, divided
 from mapspec.copying.lane import Lane, lanes_in
+from mapspec.copying.program import Program
 from mapspec.copying.source import ReadProblem, SourceFiles
 from mapspec.copying.vectored import Column
+from mapspec.copying.worker import Setting, Worker
 from mapspec.fill import Fill, Part
 from mapspec.io.layout import Framing, Layout
 from mapspec.tensors import Chunk, StoredTensor, whole
@@ -308,3 +313,28 @@ def test_the_disk_is_told_only_of_what_shall_be_on_it(tmp_path: Path) -> None:
         with mock.patch.object(behind, "_starter", lambda told=told: lambda fd, at, n, how: told.append((at, n))):
             execute(fills, layout, source_root=tmp_path, target_root=tmp_path / f"out-{fsync}", fsync=fsync, threads=1)
         assert told == expected
+
+
+def test_a_file_to_be_written_comes_before_sources_that_may_be_needed_again(tmp_path: Path) -> None:
+    """All descriptors are taken, some of them by sources that are kept open."""
+    for at in range(4):
+        (tmp_path / f"source {at}").write_bytes(b"%d" % at * 8)
+    steps = tuple((8 * at, f"source {at}", 0, 8) for at in range(4))
+    worker = Worker(Setting(tmp_path, tmp_path, sharers=1, fsync=False), lambda file, nbytes: None)
+    worker.write(Program("first", 32, True, steps, ()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    try:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 1, hard)
+        )
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        worker.write(Program("second", 32, True, steps, ()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
+        worker.close()
+    assert (tmp_path / "second").read_bytes() == b"".join(b"%d" % at * 8 for at in range(4))

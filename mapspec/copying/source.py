@@ -155,9 +155,20 @@ class SourceFiles:
         self._open[file] = fd
         return fd
 
-    def close(self) -> None:
-        """Close every file."""
+    def make_room(self) -> bool:
+        """Close every file and keep fewer open from now on, since others need descriptors; whether there were any."""
+        if not self._open:
+            return False
+        self._most = max(1, len(self._open) // 2)
+        self._close_files()
+        return True
+
+    def _close_files(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
+
+    def close(self) -> None:
+        """Close every file."""
+        self._close_files()
         if self._ahead is not None:
             self._ahead.close()

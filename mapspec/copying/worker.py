@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Worker:
         self._lane.drop()
         self._indexes.clear()  # their keys are of objects that may be gone
         try:
-            self._fd = create(path, program.size) if program.whole else os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._fd = self._opened(path, program)
             try:
                 self._behind = Behind(self._fd, self.setting.drop) if self.setting.fsync else None
                 self._fill(program)
@@ -104,6 +105,14 @@ class Worker:
         except OSError as error:
             raise ConvertError(write_problem(error, path)) from error
         return self._digester.done(program.file, program.size)
+
+    def _opened(self, path: Path, program: Program) -> int:
+        try:
+            return create(path, program.size) if program.whole else os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files.make_room():
+                raise
+        return self._opened(path, program)
 
     def _fill(self, program: Program) -> None:
         for step in expecting(program.steps, self._files):
