@@ -133,23 +133,18 @@ def measure(
     `hold_memory`.
     """
     sources = list(dict.fromkeys(source for _, _, source in runs))
+
+    def attempt(method: str, source: Path) -> Run:
+        _clear(source, target, cold)
+        return cp(source, target, cold) if method == "cp" else once(method, source, target, cold)
+
     found: dict[str, Results] = {}
     for _ in range(rounds):
         base: dict[Path, float] = {}
         for source in sources:
-
-            def copy(source: Path = source) -> Run:
-                _clear(source, target, cold)
-                return cp(source, target, cold)
-
-            run = undisturbed(copy)
+            run = undisturbed(partial(attempt, "cp", source))
             base[source] = run.seconds
             _note(found, f"cp {source.name}", run, run.seconds, base[source])
-
-        def attempt(method: str, source: Path) -> Run:
-            _clear(source, target, cold)
-            return once(method, source, target, cold)
-
         run = undisturbed(partial(attempt, "mapspec", tiny))
         start_up = run.wall
         _note(found, "start-up of mapspec", run, start_up, base[sources[0]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -107,19 +108,13 @@ def joined(framing: Iterable[Framing]) -> Iterator[Framing]:
     Equal ones are one object: items of one shape come by the thousand.
     """
     at, end, parts = 0, 0, list[bytes]()
-    known: dict[tuple[bytes, ...], bytes] = {}
-
-    def together() -> Framing:
-        key = tuple(parts)
-        data = known.get(key)
-        return Framing(at, known.setdefault(key, b"".join(key)) if data is None else data)
-
+    join = functools.cache(b"".join)
     for one in framing:
         if one.offset != end or not parts:
             if parts:
-                yield together()
+                yield Framing(at, join(tuple(parts)))
             at, parts = one.offset, []
         parts.append(one.data)
         end = one.offset + len(one.data)
     if parts:
-        yield together()
+        yield Framing(at, join(tuple(parts)))

@@ -142,33 +142,37 @@ class SourceFiles:
                 self._open.move_to_end(file)
             return fd
         while True:
-            while len(self._open) >= self._most:
-                os.close(self._open.popitem(last=False)[1])
+            self._close_oldest()
             try:
                 fd = os.open(file if file.startswith("/") else self._root / file, os.O_RDONLY | os.O_CLOEXEC)
                 break
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE) and self._open:
-                    self._most = max(1, len(self._open) // 2)
+                if self.make_room(error):
                     continue
                 raise ReadProblem(file, offset, f"could not be opened: {error.strerror}") from error
         self._open[file] = fd
         return fd
 
-    def make_room(self) -> bool:
-        """Close every file and keep fewer open from now on, since others need descriptors; whether there were any."""
-        if not self._open:
+    def make_room(self, error: OSError) -> bool:
+        """Where a file could not be opened for want of descriptors, keep fewer open from now on.
+
+        Returns:
+            Whether some were closed, so that it may be tried again.
+        """
+        if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
             return False
         self._most = max(1, len(self._open) // 2)
-        self._close_files()
+        self._close_oldest()
         return True
 
-    def _close_files(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
+    def _close_oldest(self) -> None:
+        """Close so many files that one more may be open."""
+        while len(self._open) >= self._most:
+            os.close(self._open.popitem(last=False)[1])
 
     def close(self) -> None:
         """Close every file."""
-        self._close_files()
+        while self._open:
+            os.close(self._open.popitem()[1])
         if self._ahead is not None:
             self._ahead.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,12 +106,12 @@ class Worker:
         return self._digester.done(program.file, program.size)
 
     def _opened(self, path: Path, program: Program) -> int:
-        try:
-            return create(path, program.size) if program.whole else os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files.make_room():
-                raise
-        return self._opened(path, program)
+        while True:
+            try:
+                return create(path, program.size) if program.whole else os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                if not self._files.make_room(error):
+                    raise
 
     def _fill(self, program: Program) -> None:
         for step in expecting(program.steps, self._files):

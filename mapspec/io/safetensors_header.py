@@ -207,12 +207,7 @@ def _check(path: Path, file: str, header: dict[str, Any], *, data: int, stamp: S
         return found[:_MAX_FINDINGS] + more
     return Header(
         tuple(
-            StoredTensor(
-                name,
-                dtype,
-                shape,
-                (Chunk(whole(shape), file, data + begin, end - begin),),
-            )
+            StoredTensor(name, dtype, shape, (Chunk(whole(shape), file, data + begin, end - begin),))
             for begin, end, name, dtype, shape in placed
         ),
         metadata,
